@@ -395,13 +395,13 @@ def test_every_option_arrives(call, served, tmp_path):
     words += " --max-waiting 10 --max-wait-ms 250 --max-body-mb 1.5 --max-pixels 1000 --max-batch 4 --timeout 7"
     words += f" --max-connections 9 --token-file {tmp_path / 'token'} --tls-cert {tmp_path / 'cert'}"
     words += f" --tls-key {tmp_path / 'key'} --reload-seconds 0 --no-access-log --no-drift --unready-on-drift --shadow 0.25"
-    words += f" --adapt 0.02 --audit 0.05 --window 9000 --state {tmp_path / 'state'} --propose"
+    words += f" --adapt 0.02 --limited divergence --audit 0.05 --window 9000 --state {tmp_path / 'state'} --propose"
     call.ok("serve", *words.split())
     (asked,) = served
     assert asked.bundles == {"a": Path("x"), "b": Path("y/b")}
     assert asked.batching == Batching(8, 5, 10, 250, 3)
     assert asked.watching == Watching(drift=False, shadow=0.25, unready_on_drift=True)
-    adapting = Adapting(0.02, 0.05, 9000, tmp_path / "state", propose=True)
+    adapting = Adapting(0.02, "divergence", 0.05, 9000, tmp_path / "state", propose=True)
     limits = Limits(1.5, request_seconds=7, max_connections=9, max_pixels=1000, max_batch=4, token="secret")
     server = ("0.0.0.0", 0, 2), (0, False, tmp_path / "cert", tmp_path / "key")
     assert asked == ServerSettings(asked.bundles, *server[0], asked.batching, asked.watching, adapting, limits, *server[1])

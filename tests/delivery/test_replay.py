@@ -16,7 +16,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.model.engine import journal
 from tests.model.engine.test_adapting import COST, make, stream
 
-FACTS = {"limit": 0.3, "score": "max_probability", "temperatures": [1.0, 1.0, 1.0], "gate": None}
+FACTS = {"limit": 0.3, "of": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0], "gate": None}
 BY_HAND = Log(
     times=torch.arange(4.0),
     scores=torch.tensor([[0.9, 0.9], [0.8, 0.9], [0.3, 0.9], [0.2, 0.4]]),

@@ -402,7 +402,7 @@ def export(
 @takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
-@takes(Adapting, {"Thresholds that adapt": "adapt audit window state propose"})
+@takes(Adapting, {"Thresholds that adapt": "adapt limited audit window state propose"})
 def serve(
     bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
@@ -457,7 +457,7 @@ def replay(
     left_out = [name for name, policy in model.policies.items() if not replays.is_alike(policy, read)]
     notes = [f"policies that compare other scores: {', '.join(left_out)}"] if left_out else []
     values = {"audits": len(read), "limit": read.facts["limit"], "rows": [asdict(row) for row in rows]}
-    show(json_, values, f"{len(read):,} checked samples", replays.tabulate_replay(rows), notes)
+    show(json_, values, f"{len(read):,} checked samples", replays.tabulate_replay(rows, read.facts["of"]), notes)
 
 
 def read_token(path: Path | None) -> str:

@@ -22,8 +22,10 @@ from exitlens.model.engine.adapting import Observed
 from exitlens.model.engine.journal import SETTINGS, Line, list_files, read_lines
 from exitlens.types import Policy
 
+NORMAL = 1.96  # standard errors to either side of a 95 % interval
 SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower
 PARTS, LEAST = 48, 40  # parts of a picture at most, and audits in each at least
+LOSSES = {"disagreement": "other answers, %", "divergence": "divergence, %"}
 BEST = "best in hindsight"
 
 
@@ -56,8 +58,8 @@ class Replayed:
     thresholds: tuple[float, ...] | None  # None: those of each moment
     cost: float
     cost_error: float
-    other: float  # share of answers that would not have been the final exit's
-    ends: tuple[float, float]  # of its exact 95 % interval
+    other: float  # share of answers that would not have been the final exit's; or the mean divergence of maps
+    ends: tuple[float, float]  # of its 95 % interval: exact for shares, normal for divergence
     exits: tuple[float, ...]  # share of the answers of each exit
 
 
@@ -111,16 +113,21 @@ def is_alike(policy: Policy, log: Log) -> bool:
 
 def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
     costs, count = torch.tensor(cost, dtype=torch.float64)[exits], len(log)
-    lost = int(Observed(log.scores, log.losses, exits, exits >= 0, exits).find_lost().sum())
-    ends = 1 - upper_bound(count - lost, count, SIDE), upper_bound(lost, count, SIDE)
+    losses = Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()
+    other, lost = losses.mean().item(), int(losses.sum())
+    if log.facts.get("of") == "divergence":
+        room = NORMAL * losses.std().item() / math.sqrt(count) if count > 1 else 1.0
+        ends = max(0.0, other - room), min(1.0, other + room)
+    else:
+        ends = 1 - upper_bound(count - lost, count, SIDE), upper_bound(lost, count, SIDE)
     shares = tuple((exits.bincount(minlength=len(cost)) / count).tolist())
     error = costs.std().item() / math.sqrt(count) if count > 1 else math.nan
-    return Replayed(name, levels, costs.mean().item(), error, lost / count, ends, shares)
+    return Replayed(name, levels, costs.mean().item(), error, other, ends, shares)
 
 
-def tabulate_replay(rows: Sequence[Replayed]) -> list[list[str]]:
-    """Return rows of text, the head first."""
-    table = [["thresholds", "cost", "other answers, %", "95 % interval", "share of the exits, %"]]
+def tabulate_replay(rows: Sequence[Replayed], of: str = "disagreement") -> list[list[str]]:
+    """Return rows of text, the head first; ``of`` is what was limited."""
+    table = [["thresholds", "cost", LOSSES[of], "95 % interval", "share of the exits, %"]]
     for row in rows:
         low, high = (100 * end for end in row.ends)
         shares = " / ".join(f"{100 * share:.0f}" for share in row.exits)
@@ -146,7 +153,7 @@ def draw_replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float],
     taken |= {name: find_first_firing(log.scores, each.thresholds) for name, each in policies.items() if is_alike(each, log)}
     for name, exits in taken.items():
         costs = torch.tensor(cost, dtype=torch.float64)[exits]
-        lost = Observed(log.scores, log.losses, exits, exits >= 0, exits).find_lost().double()
+        lost = Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()
         above.plot(when, [costs[part].mean().item() for part in parts], label=name)
         middle.plot(when, [100 * lost[part].mean().item() for part in parts], label=name)
     middle.axhline(100 * float(log.facts["limit"]), color="0.4", lw=1, ls=":", label="limit")
@@ -156,7 +163,7 @@ def draw_replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float],
     for k in range(log.scores.shape[1]):
         levels = [math.nan if given[k] == math.inf else given[k] for _, given in (*log.levels, log.levels[-1])]
         below.step(moments, levels, where="post", label=f"exit {k}")
-    for axes, text in ((above, "cost"), (middle, "other answers, %"), (below, "threshold")):
+    for axes, text in ((above, "cost"), (middle, LOSSES[log.facts["of"]]), (below, "threshold")):
         axes.set_ylabel(text)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     above.set_title("Of the checked samples; without a line, no sample left early there", fontsize=9)

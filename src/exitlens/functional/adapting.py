@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
+import numpy as np
 import torch
 from scipy.special import nbdtrc
 from torch import Tensor
@@ -29,6 +30,19 @@ def find_most(limit: float, window: int, audit: float, delta: float) -> int:
     return bisect_left(range(1, allowed + 2), True, key=lambda most: _chance_of_more(allowed, most, audit, delta) > delta)
 
 
+def find_largest_sum(limit: float, window: int, audit: float, delta: float) -> float:
+    """Return the same for losses in [0, 1]: early answers stop before a window's audited losses add up to more than this.
+
+    With U and A the sums of losses that nobody audited and that were audited, ``exp(b U - a A)`` is a supermartingale for
+    a > 0 and ``b = log((1 - p exp(-a)) / (1 - p))``, with p the audited share: the factor of a loss is convex in it, and 1
+    for 0 and at most 1 for 1. So ``U <= (a A - log(delta)) / b`` at every moment with probability 1 - delta (Ville 1939).
+    The sum is negative if for no a that is within the limit.
+    """
+    a = np.geomspace(1e-3, 10, 2000)
+    b = np.log((1 - audit * np.exp(-a)) / (1 - audit))
+    return float(((b * limit * window + math.log(delta)) / a).max())
+
+
 def _chance_of_more(allowed: int, most: int, audit: float, delta: float) -> float:
     total, windows, chance = 0.0, 0, 1.0
     while chance > 1e-4 * delta and total <= delta:
@@ -38,10 +52,13 @@ def _chance_of_more(allowed: int, most: int, audit: float, delta: float) -> floa
     return total
 
 
-def add_evidence(evidence: float, is_lost: bool, limit: float) -> float:
-    """Return the evidence that losses come faster than the limit, after another audit; infinite: surely (Page 1954)."""
+def add_evidence(evidence: float, loss: float, limit: float) -> float:
+    """Return the evidence that losses come faster than the limit, after another audit; infinite: surely (Page 1954).
+
+    A loss between 0 and 1 counts as a share of both.
+    """
     more = min((1 + limit) / 2, WORSE * limit)
-    ratio = math.log(more / limit) if is_lost else math.log((1 - more) / (1 - limit))
+    ratio = loss * math.log(more / limit) + (1 - loss) * math.log((1 - more) / (1 - limit))
     evidence = max(0.0, evidence + ratio)
     return evidence if evidence <= SURE else math.inf
 
@@ -64,5 +81,5 @@ def choose_thresholds(scores: Tensor, losses: Tensor, cost: Tensor, risk: float)
     count = len(scores)
     every = torch.cat([losses, torch.zeros(count, 1)], 1)
     levels = quantise(scores, LEVELS)
-    best = find_cheapest(levels, [Risk("max_disagreement", every, max(0.0, risk - 1 / count), "binary")], cost)
+    best = find_cheapest(levels, [Risk("losses", every, max(0.0, risk - 1 / count), "unit")], cost)
     return levels.thresholds(best.cuts)

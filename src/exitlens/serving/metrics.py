@@ -117,7 +117,7 @@ class Metrics:
         if divergence == divergence:
             self._divergence(model, exit).observe(divergence)
 
-    def observe_adapting(self, model: str, status: AdaptiveStatus, most: int) -> None:
+    def observe_adapting(self, model: str, status: AdaptiveStatus, most: float) -> None:
         """Set the state of thresholds that adapt, with the losses that end early answers."""
         before = self._counted.get(model, status)
         self._counted[model] = status

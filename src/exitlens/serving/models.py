@@ -160,8 +160,9 @@ def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
             f"adapt: {model.name} has no heads at exits {missing}, where audits look. Fix: serve the bundle it was exported "
             "from, or export it with a policy that uses all exits."
         )
-    settings = {"audit": adapting.audit, "window": adapting.window or None, "act": not adapting.propose}
-    adaptive = Adaptive(model.policies[DEFAULT], adapting.adapt, **settings)  # type: ignore[arg-type]
+    policy, window = model.policies[DEFAULT], adapting.window or None
+    adaptive = Adaptive(policy, adapting.adapt, of=adapting.limited, audit=adapting.audit, window=window)
+    adaptive.act = not adapting.propose
     if adapting.state is not None:
         adaptive.keep(adapting.state / model.name / model.version, adapting.processes)
     return replace(model, adaptive=adaptive)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
+from exitlens.types.adapting import LimitedLoss
 from exitlens.types.settings import COUNT, POSITIVE, SHARE, WHOLE, NumberRule, check_number, check_numbers
 
 UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)
@@ -63,6 +64,7 @@ class Adapting:
 
     Attributes:
         adapt: Share of the answers that may differ from the final exit's; 0 means that thresholds stay as they are.
+        limited: With `adapt`: what it limits, `disagreement`, or the mean `divergence` of maps from the final exit's.
         audit: With `adapt`: share of the samples that the final exit checks.
         window: With `adapt`: samples that share a budget of other answers; 0 means as many as make 2,000 of them.
         state: With `adapt`: folder in which the processes share what they learn, and from which they go on after a restart.
@@ -71,6 +73,7 @@ class Adapting:
     """
 
     adapt: float = 0.0
+    limited: LimitedLoss = "disagreement"
     audit: float = 0.02
     window: int = 0
     state: Path | None = None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+LimitedLoss = Literal["disagreement", "divergence"]  # of early answers, from the final exit's
 
 
 @dataclass(frozen=True)
@@ -11,7 +14,8 @@ class AdaptiveStatus:
 
     Attributes:
         taken, audited: samples that were taken in, and those of them that the final exit checks.
-        lost: audited samples whose early answer was not the final exit's, as far as no label took that back.
+        lost: audited samples whose early answer was not the final exit's, as far as no label took that back; with a limit on
+            divergence, the sum of theirs.
         alarms: sudden changes that audits have shown.
         window_taken, window_lost: the same of the window.
         window_open: audited samples of the window that would have left early, whose final answer is on its way.
@@ -26,10 +30,10 @@ class AdaptiveStatus:
 
     taken: int
     audited: int
-    lost: int
+    lost: float
     alarms: int
     window_taken: int
-    window_lost: int
+    window_lost: float
     window_open: int
     window: int
     labelled: int
@@ -38,4 +42,4 @@ class AdaptiveStatus:
 
     def __str__(self) -> str:
         changes = f"; {self.alarms} sudden changes" if self.alarms else ""
-        return f"{self.audited:,} of {self.taken:,} samples audited, {self.lost} early answers found wrong{changes}"
+        return f"{self.audited:,} of {self.taken:,} samples audited, {self.lost:.4g} early answers found wrong{changes}"

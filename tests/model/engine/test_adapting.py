@@ -340,6 +340,42 @@ def test_what_is_learnt_is_what_a_trace_has(images):
     assert torch.equal(pred.labels[where], trace.answers[where, 2])
 
 
+def test_the_divergence_of_maps_can_be_limited(images):
+    net = make_net()
+    trace, adaptive = xl.collect(net, images), watch((0.5, 0.5), audit=0.99, of="divergence")
+    pred = xl.predict(net, images, adaptive)
+    seen, losses, exits, _ = adaptive.join()
+    scores = score_early_exits(trace, adaptive.policy)
+    rows = [int((scores - row).abs().sum(1).argmin()) for row in seen]
+    torch.testing.assert_close(losses, trace.divergence[rows, :-1])
+    at = torch.cat([losses, torch.zeros(len(losses), 1)], 1).gather(1, exits[:, None])
+    assert adaptive.status.lost == pytest.approx(at.sum().item())
+    assert pred.attention is None  # nobody asked for maps
+    with pytest.raises(InputError, match="labels tell nothing of divergence"):
+        adaptive.feedback("0", 1)
+    with pytest.raises(InputError, match="limit: the policy was not calibrated with one"):
+        xl.Adaptive(xl.Policy((0.5, 0.5)), of="divergence")
+    with pytest.raises(InputError, match="of: expected one of"):
+        watch((0.5, 0.5), of="accuracy")
+
+
+def test_a_limit_on_divergence_holds_where_maps_move_apart():
+    trace = stream([(15_000, 0.6), (15_000, 0.9)])
+    distance = trace.answers != trace.answers[:, -1:]
+    trace = replace(trace, divergence=(0.02 + 0.5 * distance.float()) * torch.tensor([1.0, 1.0, 0.0]))
+    policy = xl.calibrate(trace.select(torch.arange(2000)), max_divergence=0.08, temperature_scaling=False)
+    adaptive = xl.Adaptive(policy, of="divergence", audit=0.05, window=10_000, seed=0)
+    assert adaptive.limit == 0.08
+    exits = adaptive.replay(trace)
+    far, fixed = (
+        torch.where(taken < 2, trace.divergence.gather(1, taken[:, None])[:, 0], 0.0)
+        for taken in (exits, xl.route(trace, policy))
+    )
+    running = far.cumsum(0) / torch.arange(1, len(far) + 1)
+    assert running[5000:].max() <= 0.08 < fixed[15_000:].mean()
+    assert COST[exits[:15_000]].mean() < 0.6
+
+
 @pytest.mark.parametrize("micro_batch", [0, 8])
 def test_a_stream_learns_as_batches_do(images, micro_batch):
     net = make_net()
@@ -462,7 +498,8 @@ def test_a_copy_of_one_with_a_folder_has_none(tmp_path):
 
 def test_one_that_only_proposes_leaves_samples_as_they_are():
     trace = stream([(5000, 0.8)])
-    proposing = make(limit=0.02, window=20_000, act=False)
+    proposing = make(limit=0.02, window=20_000)
+    proposing.act = False
     exits = proposing.replay(trace)
     audited = proposing.status.audited
     moved = exits != xl.route(trace, xl.Policy((0.6, 0.6)))

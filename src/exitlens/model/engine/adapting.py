@@ -1,7 +1,8 @@
 """A policy that adapts: coins choose audits, which go on to the final exit; early answers stop before too many are wrong.
 
 "Wrong" means here that an early answer is not the final exit's. Coins know nothing of the data, so among wrong early answers
-the audited ones are a random share, whatever the data do; that is all that the promise needs. For this, audited samples and
+the audited ones are a random share, whatever the data do; that is all that the promise needs. Losses may also be how far
+maps are from the final exit's. For this, audited samples and
 others are treated alike until a coin decides: whether a sample may leave at an exit depends on the coins of others alone.
 """
 
@@ -14,14 +15,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.adapting import LEAST, add_evidence, choose_thresholds, count_alike, find_most
+from exitlens.functional.adapting import LEAST, add_evidence, choose_thresholds, count_alike, find_largest_sum, find_most
+from exitlens.functional.maps import divergence, on_common_grid
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import fires, score_early_exits
 from exitlens.model.cutting.split import Activations
@@ -29,7 +31,8 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.journal import Journal, Line
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.types import AdaptiveStatus, Policy, Trace
-from exitlens.types.settings import COUNT, NumberRule, check_number
+from exitlens.types.adapting import LimitedLoss
+from exitlens.types.settings import COUNT, NumberRule, check_choice, check_number
 from exitlens.types.tasks import are_same, read_answers
 
 LOG = logging.getLogger("exitlens.adapting")
@@ -47,16 +50,16 @@ class Observed:
     """Samples that reached the final exit and were observed at every exit."""
 
     scores: Tensor  # (n,K-1) what thresholds are compared with
-    losses: Tensor  # (n,K-1) 1.0 where the answer is not the final one
+    losses: Tensor  # (n,K-1) in [0, 1]: 1 where the answer is not the final one, or the divergence of maps
     exits: Tensor  # (n,) where it would have left; K-1: nowhere
     audited: Tensor  # (n,) bool: chosen by a coin; the others were observed after an alarm
     windows: Tensor  # (n,) the number of the window in which it would have left
     names: tuple[str, ...] = ()  # by which feedback calls them; empty: it cannot
     answers: Tensor | None = None  # (n,K) or (n,K,C), needed with names
 
-    def find_lost(self) -> Tensor:  # -> (n,) bool
-        """Return which would have left early with an answer that is not the final one."""
-        return torch.cat([self.losses, torch.zeros(len(self.exits), 1)], 1).gather(1, self.exits[:, None])[:, 0].bool()
+    def take_losses(self) -> Tensor:  # -> (n,)
+        """Return the losses at the exits where samples would have left; 0 at the final one."""
+        return torch.cat([self.losses, torch.zeros(len(self.exits), 1)], 1).gather(1, self.exits[:, None])[:, 0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a journal."""
@@ -89,16 +92,16 @@ class _Waiting(NamedTuple):
 
 
 class Adaptive:
-    """A policy that learns while it answers, and keeps a limit on disagreement with the final exit whatever the data do.
+    """A policy that learns while it answers, and keeps a limit on what early answers lose, whatever the data do.
 
     Args:
         policy: to start from; its score, temperatures and gate stay.
         limit: on the share of answers that are not the final exit's, in ``(0, 1)``; default: that of the policy's request.
+        of: what the limit is on: ``disagreement``, or ``divergence``, the mean over all answers of how far the early exit's
+            attention is from the final exit's (Jensen-Shannon over ln 2, as in a :class:`Trace`).
         delta: the largest chance that the promise is broken.
         audit: share of the samples that are audited.
         window: samples that share a budget of ``limit * window`` wrong answers; default: as many as make 2,000.
-        act: move thresholds and stop early answers; without, samples leave by the policy as it is, and ``status`` tells what
-            would be. Audits go on to the final exit either way.
         seed: of the coins, for tests; by default they come from the operating system, and nobody can foresee them.
 
     With probability ``1 - delta``, of the first n samples no more than ``limit`` times n, rounded up to whole windows, got
@@ -106,6 +109,11 @@ class Adaptive:
     not on coins to come. The promise is about one object, or one folder (:meth:`keep`): another, or a copy, starts with a
     new budget. It does not say whether the final exit is right. A sample that fails counts as taken in, and an audit that
     fails as lost.
+
+    Attributes:
+        act: move thresholds and stop early answers, True at first. Set to False, samples leave by the policy as it is, and
+            ``status`` tells what would be. Audits go on to the final exit either way.
+        most: audited losses of a window after which no sample leaves early.
 
     Where labels arrive later, :meth:`feedback` takes them: an answer whose label shows that it is not worse than the final
     exit's (the early exit is right, or the final exit wrong, too) counts no more. Then at most ``limit`` is promised of the
@@ -123,21 +131,22 @@ class Adaptive:
         limit: float | None = None,
         delta: float = 0.1,
         *,
+        of: LimitedLoss = "disagreement",
         audit: float = 0.02,
         window: int | None = None,
-        act: bool = True,
         seed: int | None = None,
     ) -> None:
         require(policy, Policy, "policy", "see exitlens.calibrate")
         if policy.num_exits < 2:
             raise InputError("policy: its network has no early exits, so there is nothing to adapt. Fix: attach one.")
+        check_choice("of", of, get_args(LimitedLoss))
         if limit is None and policy.calibration is not None:
-            limit = policy.calibration.request.max_disagreement
+            limit = getattr(policy.calibration.request, f"max_{of}")
         if limit is None:
             raise InputError("limit: the policy was not calibrated with one. Fix: pass limit=0.02, or another share.")
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
             check_number(name, value, SHARE)
-        self.limit, self.delta, self.audit, self.act = limit, delta, audit, act
+        self.limit, self.delta, self.of, self.audit, self.act = limit, delta, of, audit, True
         self.window = math.ceil(WINDOW / limit) if window is None else window
         check_number("window", self.window, COUNT)
         self.most = self._find_most(delta)
@@ -145,8 +154,9 @@ class Adaptive:
         self._given = self._chosen = replace(policy, calibration=None, binding=None)
         early = policy.num_exits - 1
         self._never = replace(self._chosen, thresholds=(math.inf,) * early)
-        self._taken = self._audited = self._all_lost = self._alarms = self._fresh = 0
-        self._number = self._window_taken = self._lost = self._open = 0  # of the window
+        self._taken = self._audited = self._alarms = self._fresh = 0
+        self._number = self._window_taken = self._open = 0  # of the window
+        self._all_lost = self._lost = 0.0
         self._evidence, self._is_relearning = 0.0, False
         self._scores, self._losses = torch.empty(0, early), torch.empty(0, early)
         self._names: list[str] = []  # of the same samples
@@ -161,8 +171,10 @@ class Adaptive:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": threading.Lock(), "_journal": None}
 
-    def _find_most(self, delta: float) -> int:
-        if most := find_most(self.limit, self.window, self.audit, delta):
+    def _find_most(self, delta: float) -> float:
+        given = self.limit, self.window, self.audit, delta
+        most = find_most(*given) if self.of == "disagreement" else find_largest_sum(*given)
+        if most >= 1:
             return most
         raise InputError(
             f"window: in {self.window:,} samples {self.audit:g} of them tell too little of a limit of {self.limit:g}. "
@@ -187,7 +199,9 @@ class Adaptive:
         """
         check_number("processes", processes, COUNT)
         self.most = self._find_most(self.delta / processes)
-        facts = {name: getattr(self, name) for name in ("limit", "delta", "audit", "window")} | {"processes": processes}
+        facts = {name: getattr(self, name) for name in ("limit", "delta", "of", "audit", "window")} | {
+            "processes": processes
+        }
         values = self._given.to_dict()
         facts |= {name: values[name] for name in ("score", "temperatures", "network", "gate")}  # which scores depend on
         self._journal = Journal(Path(folder), processes, facts)
@@ -231,7 +245,7 @@ class Adaptive:
 
     @property
     def _wanted(self) -> Policy:
-        is_stopped = self._is_relearning or self._has_failed or self._lost >= self.most
+        is_stopped = self._is_relearning or self._has_failed or self._lost > self.most - 1
         return self._never if is_stopped else self._chosen
 
     @property
@@ -271,7 +285,7 @@ class Adaptive:
         charged = (fired & audited).long()
         with self._lock:
             before = charged.cumsum(0) - charged + self._lost + self._open
-            leaving = fired & (before < self.most) if self.act else fired
+            leaving = fired & (before <= self.most - 1) if self.act else fired  # an open audit may lose 1
             if opened := int((leaving & audited).sum()):
                 self._open += opened
                 self._write()
@@ -279,12 +293,12 @@ class Adaptive:
 
     def learn(self, seen: Observed, cost: Tensor) -> None:
         """Take in observed samples; thresholds may move. ``cost`` ``(K,)`` is the network's."""
-        audited, lost = seen.audited & (seen.exits < seen.losses.shape[1]), seen.find_lost()
+        audited, lost = seen.audited & (seen.exits < seen.losses.shape[1]), seen.take_losses()
         with self._lock:
             here = audited & (seen.windows == self._number)
             self._open -= int(here.sum())
-            self._lost += int((here & lost).sum())
-            self._all_lost += int((audited & lost).sum())
+            self._lost += lost[here].sum().item()
+            self._all_lost += lost[audited].sum().item()
             self._note(seen)
             self._wait_for_labels(seen)
             self._write(seen)
@@ -308,9 +322,9 @@ class Adaptive:
 
     def _note(self, seen: Observed) -> None:
         """Keep samples for the next thresholds, or forget all if their losses are an alarm."""
-        for is_lost in () if self._is_relearning else seen.find_lost()[seen.audited].tolist():
+        for loss in () if self._is_relearning else seen.take_losses()[seen.audited].tolist():
             expected = self.limit / (1 - self._forgiven / (self._told + 1))  # by the labels so far
-            self._evidence = add_evidence(self._evidence, is_lost, min(expected, max(self.limit, LARGEST)))
+            self._evidence = add_evidence(self._evidence, loss, min(expected, max(self.limit, LARGEST)))
         if math.isinf(self._evidence):
             self._alarms += 1
             self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
@@ -328,12 +342,15 @@ class Adaptive:
 
         ``name`` is the sample's number in the order in which samples were taken in, from 0, as text; in a server its
         request's id and its row (``"id/0"``). ``label`` is the number of a class, or the numbers of all its labels. The
-        latest 10,000 audited samples wait for their labels.
+        latest 10,000 audited samples wait for their labels. With a limit on divergence, of which labels tell nothing, this
+        raises :class:`InputError`.
 
         Examples:
             >>> xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).feedback("12", 1)  # nobody has answered it
             False
         """
+        if self.of == "divergence":
+            raise InputError("of: labels tell nothing of divergence. Fix: use of='disagreement'.")
         with self._lock:
             is_known = self._apply_label(name, label)
             if is_known or (self._journal is not None and self._journal.places > 1):
@@ -384,7 +401,8 @@ class Adaptive:
             torch.Size([64])
         """
         self.policy.check(trace.num_exits, trace.network, trace.task)
-        scores, losses = score_early_exits(trace, self._chosen), disagreement(trace)[:, :-1].float()
+        losses = (disagreement(trace) if self.of == "disagreement" else trace.divergence)[:, :-1].float()
+        scores = score_early_exits(trace, self._chosen)
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
             (audited, _), observed = self.draw(len(part)), self._is_relearning
@@ -415,6 +433,7 @@ class _Seen:
     is_audited: bool
     scores: list[float] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
+    maps: list[Tensor] = field(default_factory=list)  # for a limit on divergence
     exit: int | None = None  # where it would have left, in this window
     window: int = -1
 
@@ -464,12 +483,16 @@ class AuditedRouter(Router):
             self._seen.pop(place, None)
 
     def _run(self, k: int) -> None:
-        self.policy, count = self._adaptive.policy, len(self._routed)
+        self.policy, count, asked = self._adaptive.policy, len(self._routed), self.attention
+        self.attention = asked or self._adaptive.of == "divergence"
         super()._run(k)
+        self.attention = asked
         for part in self._routed[count:] if self._seen else ():
             rows = [self._seen.pop(place, None) for place in part.where.tolist()]
             if part.exit == self._last:
                 self._learn(part, rows)
+        if not asked:
+            self._routed[count:] = [part._replace(attention=None) for part in self._routed[count:]]
 
     def _decide(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         rows = [self._seen.get(place) for place in batch.where.tolist()] if self._seen else []
@@ -483,6 +506,8 @@ class AuditedRouter(Router):
         for i, row in observed:
             row.scores.append(scores[i])
             row.answers.append(answers[i])
+            if batch.attention is not None and self._adaptive.of == "divergence":
+                row.maps.append(batch.attention[i])
             audited[i] = row.is_audited
             fired[i] &= row.exit is None  # it would have left before
         leaving, window = self._adaptive.decide(fired, audited)
@@ -498,11 +523,16 @@ class AuditedRouter(Router):
             return
         final = read_answers(part.probabilities[kept], self.policy.task).cpu()
         answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
-        losses = ~are_same(answers, final[:, None], self.policy.task)
+        losses = (~are_same(answers, final[:, None], self.policy.task)).float()
+        if self._adaptive.of == "divergence":
+            assert part.attention is not None
+            maps = [torch.stack([row.maps[k] for row in seen]).float() for k in range(self._last)]
+            last = part.attention[kept].float()
+            losses = torch.stack([divergence(*on_common_grid(each, last)) for each in maps], 1).cpu()
         every = torch.cat([answers, final[:, None]], 1)
         scores = torch.tensor([row.scores for row in seen])
         exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
         audited = torch.tensor([row.is_audited for row in seen])
         windows = torch.tensor([row.window for row in seen])
         names = tuple(row.name for row in seen)
-        self._adaptive.learn(Observed(scores, losses.float(), exits, audited, windows, names, every), self._cost)
+        self._adaptive.learn(Observed(scores, losses, exits, audited, windows, names, every), self._cost)
