@@ -11,12 +11,14 @@
 
 from __future__ import annotations
 
+from exitlens_runtime.adapting import Adaptive
 from exitlens_runtime.bundle import load
 from exitlens_runtime.errors import BackendError, BundleError, ExitlensRuntimeError, InputError, PolicyError
 from exitlens_runtime.network import EdgeNetwork, Prediction
 
 __version__ = "0.2.0"
 __all__ = [
+    "Adaptive",
     "BackendError",
     "BundleError",
     "EdgeNetwork",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from exitlens_runtime.adapting import Adaptive, Watch
 from exitlens_runtime.errors import InputError, PolicyError
 from exitlens_runtime.reading import Preprocess, Scaling, TextPreprocess, read_preprocess
 from exitlens_runtime.routing import (
@@ -134,12 +135,17 @@ class EdgeNetwork:
                 f"policy: it uses exits {missing}, the bundle has {list(self._sessions)}. Fix: export with this policy."
             )
 
-    def predict(self, inputs: Inputs, *, attention: bool = False) -> Prediction:
+    def has_exit(self, k: int) -> bool:
+        """Return whether the bundle has the head of exit k."""
+        return k in self._sessions
+
+    def predict(self, inputs: Inputs, *, attention: bool = False, adaptive: Adaptive | None = None) -> Prediction:
         """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
         Args:
             inputs: normalised ``float32`` ``(B,C,H,W)``, or arrays by name.
             attention: also return the attention map of the exit that answered.
+            adaptive: moves the thresholds meanwhile, and audits some of the samples at the final exit.
 
         Raises:
             InputError: for inputs that the network cannot take, before anything runs; or if the answers are not finite.
@@ -147,14 +153,14 @@ class EdgeNetwork:
         tensors = self.check(inputs)
         count, is_gated = len(next(iter(tensors.values()))), self.policy.gate is not None
         answers = _Answers(count, self.num_classes)
-        self._route(tensors, np.arange(count), answers, attention)
+        self._route(tensors, np.arange(count), answers, attention, None if adaptive is None else adaptive.watch(count))
         if not math.isfinite(answers.p.sum()):
             raise InputError(
                 "inputs: the answers are NaN or infinite. Fix: check that inputs are normalised (huge values overflow), "
                 "else export the network again."
             )
         return Prediction(
-            labels=answers.p >= 0.5 if self.gives_labels else answers.p.argmax(1),
+            labels=self._read_answers(answers.p),
             exits=answers.exits,
             confidence=answers.scores,
             probabilities=answers.p,
@@ -164,7 +170,9 @@ class EdgeNetwork:
             refused=answers.refused if is_gated else None,
         )
 
-    def _route(self, tensors: dict[str, Array], where: Array, answers: _Answers, attention: bool) -> None:
+    def _route(
+        self, tensors: dict[str, Array], where: Array, answers: _Answers, attention: bool, watch: Watch | None
+    ) -> None:
         """Run one file after the other on the samples that are left."""
         policy = self.policy
         for k, session in self._sessions.items():
@@ -172,8 +180,14 @@ class EdgeNetwork:
             p = find_probabilities(logits, policy.temperatures[k], policy.score)
             if k == self.num_exits - 1:
                 decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.ones(len(where), np.float32))
-            elif self._needed[k]:
+                if watch is not None:
+                    watch.end(where, self._read_answers(p))
+            elif self._needed[k] or watch is not None:
                 decision = decide(policy, k, p, support)
+                if watch is not None:
+                    compared = decision.scores if decision.estimates is None else decision.estimates
+                    leaving_now = watch.decide(k, where, compared, self._read_answers(p))
+                    decision = decision._replace(fired=leaving_now, refused=None)
             else:
                 tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
                 continue
@@ -196,6 +210,9 @@ class EdgeNetwork:
                 where, crossing = where[stay], [x.take(stay, 0) for x in crossing]
             tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
 
+    def _read_answers(self, p: Array) -> Array:  # (B,C) -> (B,), or (B,C) bool with several labels
+        return p >= 0.5 if self.gives_labels else p.argmax(1)
+
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return logits ``logits_K`` and maps ``attention_K`` (not placed in the image) of every exit K in the bundle."""
         tensors, outputs = dict(inputs), dict[str, Array]()
@@ -217,11 +234,13 @@ class EdgeNetwork:
             raise InputError(f"inputs: expected the same number of rows in each array, got {sorted(counts)}")
         return tensors
 
-    def predict_stream(self, batches: Iterable[Inputs], *, attention: bool = False) -> Iterator[Prediction]:
-        """Yield a prediction for each batch."""
+    def predict_stream(
+        self, batches: Iterable[Inputs], *, attention: bool = False, adaptive: Adaptive | None = None
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each batch; ``adaptive`` as in :meth:`predict`."""
         count = 0
         for batch in batches:
-            pred = self.predict(batch, attention=attention)
+            pred = self.predict(batch, attention=attention, adaptive=adaptive)
             yield replace(pred, index=np.arange(count, count + len(pred)))
             count += len(pred)
 
@@ -290,7 +309,7 @@ class EdgeNetwork:
             why = f"{stayed}; {why}"
         elif pred.trust is not None:
             why = f"trust of the gate {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
-        else:
+        elif pred.confidence[i] >= np.float32(self.policy.thresholds[k]):  # thresholds that adapt may be lower
             why = f"{why} >= {self.policy.thresholds[k]:.3f}"
         promise = self.policy.describe_binding(k)
         return f"{why}. {promise}" if promise else why
