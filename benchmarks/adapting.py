@@ -155,7 +155,7 @@ def find_worst(lost: Tensor) -> float:
 
 def find_reaction(lost: Tensor, change: int) -> float:
     """Return the samples from a change on until the next ones keep the limit; the length of the stream if they never do."""
-    sums = lost[change:].double().cumsum(0)
+    sums = torch.cat([torch.zeros(1), lost[change:].double().cumsum(0)])
     ahead = sums[SETTLED:] - sums[:-SETTLED]
     kept = (ahead <= LIMIT * SETTLED).nonzero()
     return float(kept[0]) if len(kept) else float(len(lost))
@@ -248,12 +248,12 @@ def write_tables(runs: Runs) -> list[str]:
 
 
 def write_rivals(runs: Runs) -> list[str]:
-    rows = []
+    rows, titles = [], {"": "ours", "_fixed": "fixed policy"} | {f"_{key}": title for key, title in RIVALS.items()}
     for cell, run in runs.items():
         count = min(run["streams"], RIVAL_STREAMS)
-        for key, title in {"": "ours", "_fixed": "fixed policy"} | {
-            f"_{key}": title for key, title in RIVALS.items()
-        }.items():
+        for key, title in titles.items():
+            if f"over{key}" not in run:
+                continue
             over = 100 * mean(value > LIMIT for value in run[f"over{key}"][:count])
             reaction = f"{median(run[f'reaction{key}']):,.0f}" if f"reaction{key}" in run else ""
             rows.append([cell, title, f"{over:.0f}", f"{mean(run[f'cost{key}'][:count]):.3f}", reaction])

@@ -318,6 +318,28 @@ def test_the_largest_running_share_counts_from_some_answers_on():
     assert adapting.write_tables({"scenes/steady": run})[2].startswith("| scenes/steady | 2 | 50.0 | 100.0 | 0.020 |")
 
 
+def test_rivals_of_thresholds_that_adapt_answer_a_stream():
+    trace = random_trace(2000, seed=0)
+    policy = xl.Policy((0.5,) * (trace.num_exits - 1))
+    for exits in (adapting.run_apparate(trace, policy), adapting.run_bandit(trace)):
+        assert exits.shape == (2000,)
+        assert 0 <= int(exits.min()) <= int(exits.max()) < trace.num_exits
+    lost = torch.zeros(3000, dtype=torch.bool)
+    lost[1000:1400] = True
+    assert adapting.find_reaction(lost, 1000) == pytest.approx(390)  # ten of the next 500 are within the limit
+    assert adapting.find_reaction(torch.ones(3000, dtype=torch.bool), 1000) == 3000
+    run = {
+        "streams": 1,
+        "over": [0.01],
+        "cost": [0.25],
+        "over_bandit": [0.03],
+        "cost_bandit": [0.3],
+        "reaction_bandit": [390.0],
+    }
+    rows = adapting.write_rivals({"scenes/sudden": run})[4:6]
+    assert rows == ["| scenes/sudden | ours | 0 | 0.250 |  |", "| scenes/sudden | a bandit (UAT) | 100 | 0.300 | 390 |"]
+
+
 def test_a_sentence_is_judged_by_samples_that_it_did_not_see():
     rival = Contender("cut", "backbone cut after x", 0.8, (-2.0, -3.0, -1.0), 1.0, (1.0, 0.9, 1.1))
     worse, better = torch.tensor([-100.0, 0, 0, 0]), torch.tensor([100.0, 0, 0, 0])

@@ -46,6 +46,7 @@ def test_the_manifest_says_what_a_runtime_needs(edge):
     assert xl.Policy.from_dict(json.loads((path / "policy.json").read_text())) == policy
 
 
+@pytest.mark.slow
 def test_a_network_without_early_exits(images, tmp_path):
     net, policy = xl.attach(TinyNet(), [], 4, images).eval(), xl.Policy.never(1)
     path = xl.export(net, policy, tmp_path / "e")

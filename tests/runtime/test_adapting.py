@@ -120,6 +120,7 @@ def test_options_that_promise_nothing(runtime, options, words):
         make(runtime, **options)
 
 
+@pytest.mark.slow
 def test_heads_that_a_bundle_lacks_are_named(tmp_path):
     edge = xl.export(NET, xl.Policy((math.inf, 0.7)), tmp_path / "e")
     with pytest.raises(er.InputError, match=r"no heads at exits \[0\]. Fix: "):

@@ -34,6 +34,7 @@ def test_as_many_samples_as_fresh_ones_take():
     assert share_certified(round(1.3 * plan.needed), 100) >= 0.75  # 40 draws tell the share of 0.9 to 0.1
 
 
+@pytest.mark.slow
 def test_more_samples_save_more():
     plan = xl.plan_samples(REQUEST, random_trace(150), draws=4)
     assert (plan.unit, plan.at_hand, plan.sizes[0].units, plan.sizes[-1].units) == ("samples", 150, 10, 1280)
@@ -95,6 +96,7 @@ def test_without_a_trace_disagreement_by_the_binomial(limit):
     assert plan.cases[0] == (0, 0, math.ceil(lossless / (1 - PATH_SHARE)))
 
 
+@pytest.mark.slow
 def test_without_a_trace_accuracy_by_drawn_pairs():
     """The planned samples get a certificate in about nine of ten draws."""
     plan = xl.plan_samples(xl.CalibrationRequest(max_accuracy_drop=0.02, delta=0.1))

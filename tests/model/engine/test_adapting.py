@@ -222,7 +222,7 @@ def play(adaptive, calls, micro_batch=0):
     return most
 
 
-@pytest.mark.parametrize("micro_batch", [0, 16, 512])
+@pytest.mark.parametrize("micro_batch", [*(pytest.param(size, marks=pytest.mark.slow) for size in (0, 16)), 512])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_streams_made_to_break_the_promise_do_not(seed, micro_batch):
     """Samples that are kept at one exit must not leave unobserved at the next; and windows, alarms and stops in between."""
@@ -591,6 +591,7 @@ def test_only_so_many_samples_wait_for_labels(monkeypatch):
     assert [adaptive.feedback(str(i), 1) for i in range(3)] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_with_labels_the_promise_is_about_answers_that_are_worse(monkeypatch):
     """Every early answer is another one, and every second of them is no worse: labels that come at once give twice as many."""
     monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
