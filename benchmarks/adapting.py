@@ -10,22 +10,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import exitlens as xl
 from benchmarks import binding
-from benchmarks.harness import Job, Promise, Study, promise_table, table
+from benchmarks.harness import ROOT, Job, Promise, Study, promise_table, save_svg, table
 from benchmarks.results import Runs, Tree
 from benchmarks.texts import load_other_set
+from exitlens.delivery.replay import Course, Log, draw_course, summarize_course
 from exitlens.functional.adapting import choose_thresholds
 from exitlens.functional.calibration import run_calibration
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.model.engine.adapting import Observed
 
 LIMIT, DELTA, CALIBRATION = 0.02, 0.1, 1000
 STREAMS, LENGTH, WARM = 200, 60_000, 20_000  # streams of a cell, their samples, and those before costs count
@@ -37,6 +41,7 @@ RIVAL_STREAMS = 40  # of a cell, that rivals answer, too
 BATCH, RECENT, RETUNE = 64, 512, 16  # Apparate: samples of a batch, those that it tunes on, batches until it tunes anyway
 ARMS, PRICE = 10, 0.3  # the bandit: thresholds, and what a full pass costs in units of confidence
 SETTLED = 500  # answers after a change whose share of others is within the limit: then a rule has reacted
+DAY, STEP, NEVER = 86_400, 250, 2.0  # seconds; samples between looks at thresholds; a threshold that is never reached
 EARLIEST = 5000  # answers from which on the running share of others counts
 KINDS = {  # what a stream is drawn from, in order
     "scenes": ("agreeing", "unseen", "agreeing"),
@@ -51,7 +56,8 @@ CELLS = (
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
     count, length = (2, 3000) if quick else (STREAMS, LENGTH)
-    return {cell: partial(measure_streams, *cell.split("/"), count=count, length=length) for cell in CELLS}
+    cells = {cell: partial(measure_streams, *cell.split("/"), count=count, length=length) for cell in CELLS}
+    return cells | {"day": partial(follow_day, quick)}
 
 
 @cache
@@ -70,6 +76,50 @@ def load_traces(name: str) -> dict[str, xl.Trace]:
     else:
         sets |= {"clean": first, "noisy": add_noise(first)}
     return {part: xl.collect(net, data, batch_size=250) for part, data in sets.items()}
+
+
+def follow_day(quick: bool = False) -> Tree:
+    """Return the course of a day on which colours change four times, as ``exitlens replay`` draws it."""
+    traces, rng = load_traces("scenes"), torch.Generator().manual_seed(0)
+    length = 3000 if quick else LENGTH
+    policy = xl.calibrate(traces["known"].first(CALIBRATION), max_disagreement=LIMIT, delta=DELTA)
+    stream, adaptive = draw_stream(traces, "scenes", "recurring", length, rng), Kept(policy, delta=DELTA, seed=0)
+    for rows in torch.arange(length).split(STEP):
+        adaptive.replay(stream.select(rows))
+        adaptive.levels.append((DAY * adaptive.status.taken / length, adaptive.policy.thresholds))
+    seen = {
+        name: torch.cat([getattr(part, name) for _, part in adaptive.seen])
+        for name in ("scores", "losses", "exits", "audited")
+    }
+    times = torch.cat([torch.full((len(part.exits),), DAY * taken / length) for taken, part in adaptive.seen]).double()
+    chosen = seen["audited"]
+    moved = [pair for i, pair in enumerate(adaptive.levels) if not i or pair[1] != adaptive.levels[i - 1][1]]
+    facts = {"limit": LIMIT, "of": "disagreement"} | {
+        name: policy.to_dict()[name] for name in ("score", "temperatures", "gate")
+    }
+    log = Log(times[chosen], *(seen[name][chosen] for name in ("scores", "losses", "exits")), moved, facts)
+    course = asdict(summarize_course(log, {"fixed": policy}, stream.cost.tolist()))
+    return course | {"levels": [[min(level, NEVER) for level in levels] for levels in course["levels"]]}
+
+
+class Kept(xl.Adaptive):
+    """Keeps what it is told, and its thresholds over time."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.seen: list[tuple[int, Observed]] = []
+        self.levels: list[tuple[float, tuple[float, ...]]] = []
+
+    def learn(self, seen: Observed, cost: Tensor) -> None:
+        self.seen.append((self.status.taken, seen))
+        super().learn(seen, cost)
+
+
+def plot_day(runs: Runs, path: Path = ROOT / "docs" / "guides" / "adapting.svg") -> None:
+    run = runs.get("day")
+    if run is not None:
+        levels = [[math.inf if level == NEVER else level for level in levels] for levels in run["levels"]]
+        save_svg(draw_course(Course(**run | {"levels": levels})), path)
 
 
 def add_noise(data: xl.data.ImageSet) -> xl.data.ImageSet:
@@ -207,6 +257,7 @@ def find_best_cost(block: xl.Trace, policy: xl.Policy) -> float:
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
+    runs = {cell: run for cell, run in runs.items() if cell != "day"}
     for cell, run in runs.items():
         count, name = run["streams"], cell.replace("/", ", ")
         over = mean(value > LIMIT for value in run["over"])
@@ -228,7 +279,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def write_tables(runs: Runs) -> list[str]:
-    rows = []
+    rows, runs = [], {cell: run for cell, run in runs.items() if cell != "day"}
     for cell, run in runs.items():
         over, fixed = (100 * mean(value > LIMIT for value in run[key]) for key in ("over", "over_fixed"))
         means = (f"{mean(run[key]):.3f}" for key in ("over", "over_fixed", "cost", "cost_fixed"))
@@ -261,4 +312,4 @@ def write_rivals(runs: Runs) -> list[str]:
     return [f"The first {RIVAL_STREAMS} streams of each, beside other rules.", "", *table(head, rows), ""]
 
 
-STUDY = Study("adapting", list_cells, list_promises, {"adapting": write_tables}, processes=2)
+STUDY = Study("adapting", list_cells, list_promises, {"adapting": write_tables}, plot_day, processes=2)

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 
 import exitlens as xl
-from exitlens.delivery.replay import Log, draw_replay, find_journal, read_log, replay, tabulate_replay
+from exitlens.delivery.replay import Log, draw_course, find_journal, read_log, replay, summarize_course, tabulate_replay
 from exitlens.errors import DataError, InputError
 from exitlens.model.engine import journal
 from tests.model.engine.test_adapting import COST, make, stream
@@ -88,8 +88,16 @@ def test_the_folder_is_found_by_the_bundle_or_where_there_is_one(kept):
 
 def test_a_picture_of_a_day(kept, tmp_path):
     log = read_log(find_journal(kept[0]))
-    with mpl.rc_context({"svg.hashsalt": "x"}):
-        draw_replay(log, {"default": xl.Policy((0.6, 0.6))}, COST.tolist(), tmp_path / "sub" / "day.svg")
-    text = (tmp_path / "sub" / "day.svg").read_text()
-    assert text.count("as it was") >= 2
-    assert "limit" in text
+    course = summarize_course(log, {"default": xl.Policy((0.6, 0.6))}, COST.tolist())
+    assert len(course.times) == len(course.cost["as it was"]) == len(log) // 40
+    sizes = torch.tensor([len(part) for part in torch.arange(len(log)).tensor_split(len(course.times))])
+    was = replay(log, {}, COST.tolist())[0]
+    for values, mean in ((course.cost, was.cost), (course.losses, was.other)):
+        assert (torch.tensor(values["as it was"]) * sizes).sum() / len(log) == pytest.approx(mean)
+    assert course.moments[-1] == log.times[-1]
+    assert [levels[-1] for levels in course.levels] == list(kept[2].thresholds)
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        draw_course(course).savefig(tmp_path / "day.svg")
+    text = (tmp_path / "day.svg").read_text()
+    assert text.count("as it was") == text.count("default") == 2
+    assert "other answers, %" in text

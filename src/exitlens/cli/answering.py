@@ -444,6 +444,7 @@ def replay(
     """
     from exitlens.delivery import replay as replays
     from exitlens.delivery.plans import check_picture
+    from exitlens.io import make_directory
     from exitlens.serving.models import open_bundle
 
     if out is not None:
@@ -453,7 +454,8 @@ def replay(
     read = replays.read_log(replays.find_journal(log, model.version), first or -math.inf, last or math.inf)
     rows = replays.replay(read, model.policies, model.cost)
     if out is not None:
-        replays.draw_replay(read, model.policies, model.cost, out)
+        make_directory(out.parent, "out")
+        replays.draw_course(replays.summarize_course(read, model.policies, model.cost)).savefig(out)
     left_out = [name for name, policy in model.policies.items() if not replays.is_alike(policy, read)]
     notes = [f"policies that compare other scores: {', '.join(left_out)}"] if left_out else []
     values = {"audits": len(read), "limit": read.facts["limit"], "rows": [asdict(row) for row in rows]}

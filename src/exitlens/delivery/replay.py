@@ -17,10 +17,11 @@ from exitlens.errors import DataError, InputError
 from exitlens.functional.adapting import choose_thresholds
 from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
-from exitlens.io import make_directory, read_json
+from exitlens.io import read_json
 from exitlens.model.engine.adapting import Observed
 from exitlens.model.engine.journal import SETTINGS, Line, list_files, read_lines
 from exitlens.types import Policy
+from exitlens.types.adapting import LimitedLoss
 
 NORMAL = 1.96  # standard errors to either side of a 95 % interval
 SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower
@@ -143,30 +144,65 @@ def tabulate_replay(rows: Sequence[Replayed], of: str = "disagreement") -> list[
     return table
 
 
-def draw_replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float], path: Path) -> None:
-    """Draw cost and other answers over time, as it was and under each policy, and the thresholds."""
-    figure = Figure((7.2, 6.4), layout="constrained")
-    above, middle, below = figure.subplots(3, sharex=True)
+@dataclass(frozen=True)
+class Course:
+    """Means over parts of the time: what a picture shows.
+
+    Attributes:
+        times: seconds since 1970, of the parts. cost, losses: of each part, by the names of thresholds.
+        moments: times at which thresholds moved, and the last. levels: for each early exit, its threshold from then on.
+    """
+
+    times: list[float]
+    cost: dict[str, list[float]]
+    losses: dict[str, list[float]]
+    moments: list[float]
+    levels: list[list[float]]
+    limit: float
+    of: LimitedLoss
+
+
+def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> Course:
+    """Return the course of what was done, and of what policies of the same scores would have done."""
     parts = torch.arange(len(log)).tensor_split(max(1, min(PARTS, len(log) // LEAST)))
-    when = [datetime.fromtimestamp(float(log.times[part].mean()), UTC) for part in parts]
     taken = {"as it was": log.exits}
     taken |= {name: find_first_firing(log.scores, each.thresholds) for name, each in policies.items() if is_alike(each, log)}
-    for name, exits in taken.items():
-        costs = torch.tensor(cost, dtype=torch.float64)[exits]
-        lost = Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()
-        above.plot(when, [costs[part].mean().item() for part in parts], label=name)
-        middle.plot(when, [100 * lost[part].mean().item() for part in parts], label=name)
-    middle.axhline(100 * float(log.facts["limit"]), color="0.4", lw=1, ls=":", label="limit")
-    moments = [datetime.fromtimestamp(time, UTC) for time, _ in log.levels] + [
-        datetime.fromtimestamp(float(log.times[-1]), UTC)
-    ]
-    for k in range(log.scores.shape[1]):
-        levels = [math.nan if given[k] == math.inf else given[k] for _, given in (*log.levels, log.levels[-1])]
-        below.step(moments, levels, where="post", label=f"exit {k}")
-    for axes, text in ((above, "cost"), (middle, LOSSES[log.facts["of"]]), (below, "threshold")):
+    costs = {name: torch.tensor(cost, dtype=torch.float64)[exits] for name, exits in taken.items()}
+    losses = {
+        name: Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()
+        for name, exits in taken.items()
+    }
+
+    def average(values: Tensor) -> list[float]:
+        return [values[part].mean().item() for part in parts]
+
+    return Course(
+        average(log.times),
+        {name: average(values) for name, values in costs.items()},
+        {name: average(values) for name, values in losses.items()},
+        [*(time for time, _ in log.levels), float(log.times[-1])],
+        [[given[k] for _, given in (*log.levels, log.levels[-1])] for k in range(log.scores.shape[1])],
+        float(log.facts["limit"]),
+        log.facts["of"],
+    )
+
+
+def draw_course(course: Course) -> Figure:
+    """Draw cost, losses and thresholds over time."""
+    figure = Figure((7.2, 5.6), layout="constrained")
+    above, middle, below = figure.subplots(3, sharex=True)
+    when, moments = ([datetime.fromtimestamp(time, UTC) for time in times] for times in (course.times, course.moments))
+    for name, values in course.cost.items():
+        above.plot(when, values, label=name)
+        middle.plot(when, [100 * loss for loss in course.losses[name]], label=name)
+    middle.axhline(100 * course.limit, color="0.4", lw=1, ls=":", label="limit")
+    for k, levels in enumerate(course.levels):
+        shown = [math.nan if level == math.inf else level for level in levels]
+        below.step(moments, shown, where="post", label=f"exit {k}")
+    for axes, text in ((above, "cost"), (middle, LOSSES[course.of]), (below, "threshold")):
         axes.set_ylabel(text)
+        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    above.set_title("Of the checked samples; without a line, no sample left early there", fontsize=9)
+    above.set_title("The checked samples. Where a threshold has no line, no sample leaves early.", fontsize=9)
     figure.autofmt_xdate()
-    make_directory(path.parent, "out")
-    figure.savefig(path)
+    return figure
