@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.model.engine.journal import read_lines
 from exitlens.serving.models import wrap_network
 from tests.conftest import make_net
 
@@ -40,3 +41,8 @@ def wait_until(is_true, seconds=10):
     while not is_true():
         assert time.monotonic() < until, f"not true within {seconds} seconds"
         time.sleep(0.02)
+
+
+def read_statuses(folder):
+    """Return the last status in each file of the model's journal."""
+    return {path.name: read_lines(path)[-1]["status"] for path in folder.glob("*/*/*.jsonl") if read_lines(path)}

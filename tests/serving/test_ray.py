@@ -25,7 +25,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.serving.ray import Replicas, app, read_arguments
 from exitlens.serving.settings import Adapting, Batching, Limits, Watching
-from tests.serving.conftest import save_small, wait_until
+from tests.serving.conftest import read_statuses, save_small, wait_until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
 
@@ -155,6 +155,26 @@ def test_replicas_from_the_first_to_the_last(local, tmp_path):
     check_that_retries_lose_nothing(local, *xl.load(bundle))
     local.deploy(bundle=f"x={bundle}", replicas=1, batch=1, max_waiting=4, max_wait_ms=10)
     check_that_requests_without_room_are_refused(local)
+    local.deploy(bundle=f"x={bundle}", replicas=2, adapt=0.3, audit=0.3, window=2000, state=str(tmp_path / "state"))
+    check_that_what_was_learnt_outlives_a_replica(local, tmp_path / "state")
+
+
+def check_that_what_was_learnt_outlives_a_replica(local, folder):
+    images = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(3))
+    assert all(local.infer(images).status_code == 200 for _ in range(30))
+    before = read_statuses(folder)
+    assert sum(status["taken"] for status in before.values()) > 0
+    (killed, _), until = local.list_replicas(), time.monotonic() + 60
+    os.kill(killed, signal.SIGKILL)
+    local.wait_for_replicas(2, killed)
+    answered = 0
+    while answered < 30 and time.monotonic() < until:
+        with suppress(httpx.TransportError):
+            answered += local.infer(images).status_code == 200
+    after = read_statuses(folder)
+    assert answered == 30
+    assert set(after) <= {"0.jsonl", "1.jsonl"}  # the new replica took the place of the one that was killed
+    assert all(after[name]["taken"] >= status["taken"] for name, status in before.items())
 
 
 def read_output(response, name):

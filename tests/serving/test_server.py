@@ -19,10 +19,9 @@ import pytest
 import uvicorn
 
 import exitlens as xl
-from exitlens.model.engine.journal import read_lines
 from exitlens.serving.server import make_config, serve
 from exitlens.serving.settings import Limits, ServerSettings
-from tests.serving.conftest import save_small, wait_until
+from tests.serving.conftest import read_statuses, save_small, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +131,6 @@ def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle, tmp_pa
     for name, status in before.items():
         assert after[name]["taken"] >= status["taken"]
         assert after[name]["lost"] >= status["lost"]
-
-
-def read_statuses(folder):
-    """Return the last status in each file of the model's journal."""
-    return {path.name: read_lines(path)[-1]["status"] for path in folder.glob("b/*/*.jsonl") if read_lines(path)}
 
 
 def list_children(pid):
