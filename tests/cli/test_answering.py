@@ -97,7 +97,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--adapt", 0.1, "--resume"], "adapt: it has to see all"),
         (["predict", "--data", folder, "--monitor", "--adapt", 0.1], "leave --monitor or --adapt out"),
         (["predict", "--data", folder, "--state", tmp_path], "state: it is for thresholds that adapt"),
-        (["predict", "--data", folder, "--adapt", 0.02], "in 60 samples 0.02 of them tell too little"),
+        (["predict", "--data", folder, "--adapt", 0.02], "adapt: 60 samples are too few for a limit of 0.02"),
         (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "none.png"], r"expected a file, \S+none.png does not exist"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,16 +57,19 @@ class Adaptive:
         seed: int | None = None,
     ) -> None:
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
-            if not 0 < value < 1:
-                raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r}")
+            if not (isinstance(value, int | float) and 0 < value < 1):
+                raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r:.60}")
+        if window is not None and not (isinstance(window, int) and window > 0):
+            raise InputError(f"window: expected a whole number of 1 or more, got {window!r:.60}")
         if missing := [k for k in range(net.num_exits) if not net.has_exit(k)]:
             raise InputError(f"net: it has no heads at exits {missing}. Fix: export with a policy that uses all exits.")
         self.limit, self.audit = float(limit), float(audit)
-        self.window = math.ceil(WINDOW / limit) if window is None else int(window)
+        self.window = math.ceil(WINDOW / limit) if window is None else window
         self.most = find_largest_sum(limit, self.window, audit, delta)
         if self.most < 1:
             raise InputError(f"window: {self.window:,} samples tell too little. Fix: pass a larger window or audit.")
         self._chosen, self._cost, early = net.policy.thresholds, np.asarray(net.cost), net.num_exits - 1
+        self._scores_of = f"{net.manifest['network']} {replace(net.policy, thresholds=(0.0,) * early).rule_hash()}"
         self._rng = np.random.default_rng(seed)  # by default seeded by the system
         self.taken = self.audited = self.lost = self.alarms = self._fresh = 0
         self._window_taken = self._window_lost = self._open = self._number = 0
@@ -83,25 +87,32 @@ class Adaptive:
         lost = self.lost + self._open, self._window_lost + self._open
         counts = {"taken": self.taken, "audited": self.audited, "lost": lost[0], "alarms": self.alarms}
         inner = {"window_taken": self._window_taken, "window_lost": lost[1], "number": self._number}
+        inner |= {"relearning": self._is_relearning}
         levels = [None if t == math.inf else t for t in self._chosen]
         rows = {"scores": self._scores.tolist(), "losses": self._losses.tolist()}
         return {"settings": self._name_settings(), **counts, **inner, "thresholds": levels, **rows}
 
     def restore(self, values: Mapping[str, Any]) -> Adaptive:
-        """Go on from what :meth:`to_dict` of another one returned; raise :class:`InputError` for one with other settings."""
-        if values.get("settings") != self._name_settings():
-            raise InputError(f"values: expected those of {self._name_settings()}, got {values.get('settings')!r:.80}")
+        """Go on from what :meth:`to_dict` of another one returned.
+
+        Raises :class:`InputError` for one of another network or with other settings. What happened after ``values`` were
+        made is not in them, and may be wrong in addition.
+        """
+        settings = values.get("settings") if isinstance(values, Mapping) else None
+        if settings != self._name_settings():
+            raise InputError(f"values: expected those of {self._name_settings()}, got {settings!r:.80}")
         self.taken, self.audited, self.lost, self.alarms = (values[name] for name in ("taken", "audited", "lost", "alarms"))
         self._window_taken, self._window_lost, self._number = (
             values[name] for name in ("window_taken", "window_lost", "number")
         )
         self._chosen = tuple(math.inf if t is None else float(t) for t in values["thresholds"])
+        self._is_relearning = bool(values["relearning"])
         shape = (-1, len(self._chosen))
         self._scores, self._losses = (np.array(values[name], np.float32).reshape(shape) for name in ("scores", "losses"))
         return self
 
-    def _name_settings(self) -> list[float]:
-        return [self.limit, self.most, self.audit, float(self.window)]
+    def _name_settings(self) -> list[float | str]:
+        return [self.limit, self.most, self.audit, float(self.window), self._scores_of]
 
     def watch(self, count: int) -> Watch:
         """Take samples in, and return what follows them through the exits."""
@@ -143,7 +154,7 @@ class Adaptive:
         if (self._is_relearning or self._fresh >= EVERY * scores.shape[1]) and len(self._scores) >= LEAST:
             left = max(self.window - self._window_taken, self.window / 10)
             risk = min(self.limit, max(0.0, SPENT * self.most - self._window_lost) / (self.audit * left))
-            self._chosen = choose_thresholds(self._scores, self._losses, self._cost, risk - 1 / len(self._scores))
+            self._chosen = choose_thresholds(self._scores, self._losses, self._cost, max(0.0, risk - 1 / len(self._scores)))
             self._fresh, self._is_relearning = 0, False
 
 

@@ -124,9 +124,9 @@ def predict(
         values["drift"] = drift.to_dict()
     notes = [_word_summary(net, values), "" if drift is None else drift.summary]
     if adaptive is not None:
-        adaptive.close()
         values["adaptive"] = asdict(adaptive.status)
         notes.append(str(adaptive.status))
+        adaptive.close()
     title = f"{counts.total()} samples{resumed}, the first {min(SHOWN, counts.total())}"
     show(json_, values, title, _tabulate_rows(net, shown[:SHOWN]), notes)
 
@@ -148,7 +148,11 @@ def _start_adapting(policy: xl.Policy, limit: float, audit: float, total: int, s
     usual = xl.Adaptive(policy, limit, audit=audit)
     if state is not None:
         return usual.keep(state)
-    return xl.Adaptive(policy, limit, audit=audit, window=min(usual.window, max(1, total)))
+    try:
+        return xl.Adaptive(policy, limit, audit=audit, window=min(usual.window, max(1, total)))
+    except xl.errors.InputError:
+        words = "Fix: raise --audit, or add --state to count over several runs."
+        raise xl.errors.InputError(f"adapt: {total:,} samples are too few for a limit of {limit:g}. {words}") from None
 
 
 def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict[str, Any]:

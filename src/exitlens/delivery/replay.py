@@ -18,7 +18,7 @@ from exitlens.functional.adapting import choose_thresholds
 from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.io import read_json
-from exitlens.model.engine.adapting import Observed
+from exitlens.model.engine.adapting import Observed, read_observed
 from exitlens.model.engine.journal import SETTINGS, Line, list_files, read_lines
 from exitlens.types import Policy
 from exitlens.types.adapting import LimitedLoss
@@ -77,29 +77,38 @@ def find_journal(folder: Path, version: str = "") -> Path:
 def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) -> Log:
     """Read what was logged between two times; raise :class:`DataError` if nothing was."""
     facts = read_json(folder / SETTINGS)
-    lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: line["time"])
+    if not isinstance(facts, dict) or not {"limit", "of", "score", "temperatures", "network", "gate"} <= facts.keys():
+        raise DataError(f"log: {folder / SETTINGS} is damaged. Fix: name the folder of another journal.")
+    lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: float(line["time"]))
     lines = [line for line in lines if since <= line["time"] <= until]
-    early = len(facts["temperatures"]) - 1
-    seen = [(line["time"], Observed.from_line(line, early)) for line in lines if line.get("seen")]
+    read = [(float(line["time"]), part) for part, line in read_observed(lines, len(facts["temperatures"]) - 1)]
+    seen = [(time, part) for time, part in read if len(part.exits)]
     times = torch.cat([torch.full((len(part.exits),), time, dtype=torch.float64) for time, part in seen] or [torch.empty(0)])
-    audited = torch.cat([part.audited for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
-    if not audited.any():
+    chosen = torch.cat([part.find_audits() for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
+    if chosen.sum() < 2:
         raise DataError(f"log: {folder} has no audits of this time. Fix: choose another time, or wait for some.")
     scores, losses, exits = (torch.cat([getattr(part, name) for _, part in seen]) for name in ("scores", "losses", "exits"))
-    return Log(times[audited], scores[audited], losses[audited], exits[audited], _list_levels(lines), facts)
+    return Log(times[chosen], scores[chosen], losses[chosen], exits[chosen], _list_levels(lines), facts)
 
 
 def _list_levels(lines: Sequence[Line]) -> list[tuple[float, tuple[float, ...]]]:
     levels: list[tuple[float, tuple[float, ...]]] = []
     for line in lines:
-        given = tuple(math.inf if level is None else float(level) for level in line["status"]["thresholds"])
+        if not isinstance(status := line.get("status"), dict):
+            continue
+        given = tuple(math.inf if level is None else float(level) for level in status["thresholds"])
         if not levels or levels[-1][1] != given:
             levels.append((line["time"], given))
     return levels
 
 
 def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> list[Replayed]:
-    """Return what was done, what policies of the same scores would have done, and the best thresholds in hindsight."""
+    """Return what was done, what policies of the same scores would have done, and the best thresholds in hindsight.
+
+    Raises :class:`InputError` for the costs of a network with another number of exits.
+    """
+    if len(cost) != log.scores.shape[1] + 1:
+        raise InputError(f"bundle: the log is of {log.scores.shape[1] + 1} exits, this network has {len(cost)}.")
     rows = [_judge("as it was", None, log.exits, log, cost)]
     best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]) + 1 / len(log))
     tried = {name: policy.thresholds for name, policy in policies.items() if is_alike(policy, log)} | {BEST: best}
@@ -109,7 +118,7 @@ def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> l
 def is_alike(policy: Policy, log: Log) -> bool:
     """Return whether a policy compares the scores that were logged."""
     values = policy.to_dict()
-    return all(values[name] == log.facts[name] for name in ("score", "temperatures", "gate"))
+    return all(values[name] == log.facts[name] for name in ("score", "temperatures", "network", "gate"))
 
 
 def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
@@ -128,7 +137,7 @@ def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log,
 
 def tabulate_replay(rows: Sequence[Replayed], of: str = "disagreement") -> list[list[str]]:
     """Return rows of text, the head first; ``of`` is what was limited."""
-    table = [["thresholds", "cost", LOSSES[of], "95 % interval", "share of the exits, %"]]
+    table = [["thresholds", "cost ± its standard error", LOSSES[of], "its 95 % interval", "share of the exits, %"]]
     for row in rows:
         low, high = (100 * end for end in row.ends)
         shares = " / ".join(f"{100 * share:.0f}" for share in row.exits)

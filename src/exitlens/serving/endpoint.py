@@ -51,6 +51,7 @@ class Endpoint:
         self._thread.start()
         self._opened.result()  # raises what opening raised
         metrics.set_version(model.name, model.version, model.cost)
+        self._observe_adapting()
 
     @property
     def is_alive(self) -> bool:
@@ -205,9 +206,12 @@ class Endpoint:
             exits = [k for ticket in good for k in ticket.exits.tolist()]
             seconds = [ticket.done - ticket.since for ticket in good for _ in range(len(ticket))]
             self.metrics.observe_answers(self.model.name, exits, seconds)
-            if (adaptive := self.model.adaptive) is not None:
-                self.metrics.observe_adapting(self.model.name, adaptive.status, adaptive.most)
+            self._observe_adapting()
             self.watch.see(done)
+
+    def _observe_adapting(self) -> None:
+        if (adaptive := self.model.adaptive) is not None:
+            self.metrics.observe_adapting(self.model.name, adaptive.status, adaptive.most)
 
     @contextmanager
     def _go_on_after_errors(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ class Metrics:
         text = "Checked samples whose early answer was not the final exit's."
         self._lost = make("Counter", "adaptive_lost", text)
         self._alarms = make("Counter", "adaptive_alarms", "Sudden changes that audits have shown.")
-        text = "Share of the window's budget of other answers that is used; at 1 all samples go to the final exit."
+        text = "Used part of the window's budget of other answers; near 1 no sample leaves early until the next window."
         self._budget = make("Gauge", "adaptive_budget_used", text, **largest)
         self._counted: dict[str, AdaptiveStatus] = {}
         self._versions: dict[str, str] = {}
@@ -123,7 +123,7 @@ class Metrics:
         self._counted[model] = status
         for counter, name in ((self._audits, "audited"), (self._lost, "lost"), (self._alarms, "alarms")):
             counter(model).inc(max(0, getattr(status, name) - getattr(before, name)))
-        self._budget(model).set(min(1.0, status.window_lost / most))
+        self._budget(model).set(min(1.0, (status.window_lost + status.window_open) / most))
         for k, threshold in enumerate(status.thresholds):
             self._threshold(model, k).set(2.0 if threshold == math.inf else threshold)
 

@@ -121,12 +121,13 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Wa
             raise InputError(f"arguments: expected some of {known}, got {name!r:.60}.{suggest(name[:20], owners)}")
         kind = Path if name == "state" else type(getattr(owners[name], name))
         try:  # without rounding or guessing
-            given[owners[name]][name] = Path(value) if kind is Path else msgspec.convert(value, kind, strict=False)
+            converted = (Path(value) if value else None) if kind is Path else msgspec.convert(value, kind, strict=False)
+            given[owners[name]][name] = converted
         except (msgspec.ValidationError, TypeError) as error:
             raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error
     replicas = Replicas(**given[Replicas])
     batching = Batching(**{"threads": replicas.cpus} | given[Batching])
-    adapting = Adapting(processes=2 * max(replicas.replicas, replicas.max_replicas), **given[Adapting])
+    adapting = Adapting(processes=2 * (replicas.replicas or replicas.max_replicas), **given[Adapting])
     if adapting.adapt and adapting.state is None:
         raise InputError("state: expected a folder that all replicas reach, got none. Fix: add state=/shared/adapting.")
     return replicas, batching, Watching(**given[Watching]), adapting, Limits(**given[Limits])

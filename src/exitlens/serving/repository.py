@@ -11,6 +11,7 @@ from typing import Any
 
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
+from exitlens.model.engine.journal import NoPlaceError
 from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel, adapt, open_bundle, read_version
@@ -109,6 +110,8 @@ class Repository:
                 fresh = self._start(open_bundle(name, path))
             except ExitlensError as error:
                 LOG.error("%s: the new version is not used: %s", name, error)
+                if isinstance(error, NoPlaceError):  # until the version that still answers with this journal has ended
+                    self._read[name] = ()
                 continue
             with self._lock:
                 if self._closing:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 from exitlens.errors import InputError
 from exitlens.types.adapting import LimitedLoss
-from exitlens.types.settings import COUNT, POSITIVE, SHARE, WHOLE, NumberRule, check_number, check_numbers
+from exitlens.types.settings import COUNT, POSITIVE, SHARE, WHOLE, NumberRule, check_choice, check_number, check_numbers
 
+LONGEST_ID = 128  # characters of a request's id
 UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)
 
 
@@ -82,6 +84,7 @@ class Adapting:
 
     def __post_init__(self) -> None:
         check_numbers(self, {"adapt": SHARE, "audit": SHARE, "window": WHOLE, "processes": COUNT})
+        check_choice("limited", self.limited, get_args(LimitedLoss))
         if not self.adapt and (self.state is not None or self.propose):
             raise InputError(
                 "adapt: state and propose are for thresholds that adapt. Fix: add adapt=0.02, or another limit."

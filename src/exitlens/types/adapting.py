@@ -21,6 +21,7 @@ class AdaptiveStatus:
         window_open: audited samples of the window that would have left early, whose final answer is on its way.
         window: its number, from 0.
         labelled, final_wrong: audited samples whose labels were told, and those of them that the final exit got wrong.
+        relearning: no sample leaves early until enough were observed after an alarm.
         thresholds: of now; with ``act=False`` those that it would have.
 
     Examples:
@@ -38,6 +39,7 @@ class AdaptiveStatus:
     window: int
     labelled: int
     final_wrong: int
+    relearning: bool
     thresholds: tuple[float, ...]
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -47,8 +48,8 @@ def test_the_promise_holds_where_every_early_answer_is_another_one(monkeypatch):
     for seed in range(300):
         adaptive, given = make(seed=seed), 0
         for _ in range(10):
-            audited, _ = adaptive.draw(100)
-            leaving, _ = adaptive.decide(torch.ones(100, dtype=torch.bool), audited)
+            audited, *_ = adaptive.draw(100)
+            leaving = adaptive.decide(torch.ones(100, dtype=torch.bool), audited, adaptive.status.window)
             given += int((leaving & ~audited).sum())
             count = int((leaving & audited).sum())
             tell(adaptive, torch.ones(count, 2), torch.zeros(count, dtype=torch.long))
@@ -64,30 +65,31 @@ def test_samples_leave_in_order_until_too_many_may_be_lost():
     adaptive = make()
     adaptive.most = 2
     fired, audited = torch.tensor([1, 1, 0, 1, 1, 1]).bool(), torch.tensor([0, 1, 1, 1, 1, 0]).bool()
-    leaving, window = adaptive.decide(fired, audited)
-    assert (leaving.tolist(), window) == ([True, True, False, True, False, False], 0)
+    leaving = adaptive.decide(fired, audited, 0)
+    assert leaving.tolist() == [True, True, False, True, False, False]
     assert adaptive.status.window_open == 2
     tell(adaptive, [[0, 0], [1, 0]], [0, 0])
     assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, 1)
     assert adaptive.policy.thresholds == (0.6, 0.6)
-    adaptive.decide(fired, audited)
+    adaptive.decide(fired, audited, 0)
     assert adaptive.status.window_open == 1
     tell(adaptive, [[1, 0]], [0])
     assert adaptive.policy.thresholds == (math.inf, math.inf)
-    assert not adaptive.decide(fired, audited)[0].any()
+    assert not adaptive.decide(fired, audited, 0).any()
 
 
 def test_a_new_window_has_a_budget_of_its_own():
     adaptive = make(window=600)
     adaptive.draw(400)
-    adaptive.decide(torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
+    adaptive.decide(torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool), 0)
     adaptive.draw(400)
     assert (adaptive.status.window_taken, adaptive.status.window_open) == (800, 2)
     adaptive.draw(64)
     assert (adaptive.status.window_taken, adaptive.status.window_open) == (64, 0)
     tell(adaptive, [[0, 0], [1, 0]], [0, 0])  # of the window before
     assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, 0)
-    assert adaptive.decide(torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool))[1] == 1
+    one, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
+    assert [adaptive.decide(one, none, window).tolist() for window in (0, 1)] == [[False], [True]]  # its own budget alone
     assert adaptive.status.taken == 864
 
 
@@ -442,17 +444,18 @@ def test_another_object_goes_on_from_a_folder(tmp_path):
     """What was open when the first ended counts as lost; what it learnt stays."""
     first = make(limit=0.2).keep(tmp_path)
     first.draw(500)
-    first.decide(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
+    first.decide(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool), 0)
     tell(first, [[0, 0], [1, 0]], [0, 0])
     scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
     tell(first, (scores < 0.6).float(), [2] * LEAST, scores=scores)
-    assert first.status.window_open == 1
+    before = first.status
+    assert before.window_open == 1
     first.close()
     second = make(limit=0.2).keep(tmp_path)
     counts = second.status
     assert (counts.taken, counts.window_taken, counts.window_lost, counts.window_open) == (500, 500, 2, 0)
-    assert (counts.lost, counts.audited) == (2, first.status.audited)
-    assert counts.thresholds == first.status.thresholds != (0.6, 0.6)
+    assert (counts.lost, counts.audited) == (2, before.audited)
+    assert counts.thresholds == before.thresholds != (0.6, 0.6)
     assert torch.equal(second._scores, first._scores)
     second.close()
 
@@ -476,7 +479,7 @@ def test_processes_of_a_folder_learn_from_each_other_and_share_delta(tmp_path):
 def test_without_a_journal_that_can_be_written_no_sample_leaves_early(tmp_path, monkeypatch, caplog):
     adaptive, fired = make().keep(tmp_path), torch.ones(2, dtype=torch.bool)
     monkeypatch.setattr(adapting.Journal, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("no room")))
-    leaving, _ = adaptive.decide(fired, fired)
+    leaving = adaptive.decide(fired, fired, 0)
     assert not leaving.any()
     assert adaptive.policy.thresholds == (math.inf, math.inf)
     assert "no room" in caplog.text
@@ -520,11 +523,11 @@ def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
         make().keep(tmp_path, processes=0)
 
 
-def tell_named(adaptive, answers, exits, first=0, window=0):
+def tell_named(adaptive, answers, exits, first=0, window=0, name="{}"):
     answers = torch.tensor(answers)
     count = len(answers)
     losses = (answers[:, :-1] != answers[:, -1:]).float()
-    names, every = tuple(str(first + i) for i in range(count)), torch.ones(count, dtype=torch.bool)
+    names, every = tuple(name.format(first + i) for i in range(count)), torch.ones(count, dtype=torch.bool)
     seen = Observed(
         torch.full((count, 2), 0.7), losses, torch.tensor(exits), every, torch.full((count,), window), names, answers
     )
@@ -564,24 +567,149 @@ def test_labels_are_sets_with_several_labels():
     assert adaptive.status.final_wrong == 1
 
 
-def test_labels_are_told_to_all_processes_and_survive_them(tmp_path):
-    options = {"limit": 0.2}
+def test_labels_are_told_to_all_processes_and_survive_them(tmp_path, monkeypatch):
+    options, clock = {"limit": 0.2}, [1000.0]
+    monkeypatch.setattr("exitlens.model.engine.journal.time.time", lambda: clock[0])
     first, second = (make(**options).keep(tmp_path, processes=2) for _ in range(2))
-    first.decide(torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
-    tell_named(first, [[1, 0, 0], [1, 0, 0], [1, 0, 0]], [0, 0, 0])
-    assert not second.feedback("1", 1)  # the other has it
+    four = torch.ones(4, dtype=torch.bool)
+    first.decide(four, four, 0)
+    tell_named(first, [[1, 0, 0], [1, 0, 0], [1, 0, 0]], [0, 0, 0], name="r/{}")
+    assert not second.feedback("r/1", 1)  # the other has it
     assert first.status.window_lost == 3
-    tell_named(first, [[0, 0, 0]], [0], first=3)
+    clock[0] = 10.0  # the clock is set back
+    tell_named(first, [[0, 0, 0]], [0], first=3, name="r/{}")
     assert first.status.window_lost == 2
-    first.feedback("2", 1)
+    first.feedback("r/2", 1)
+    second.feedback("r/3", 0)  # which the first has not heard when it ends
     first.close()
     again = make(**options).keep(tmp_path, processes=2)
-    assert (again.status.window_lost, again.status.labelled) == (1, 2)
-    assert not again.feedback("1", 1)
-    assert again.feedback("0", 1)
+    assert (again.status.window_lost, again.status.labelled) == (1, 3)
+    assert not again.feedback("r/1", 1)
+    assert not again.feedback("r/2", 1)
+    assert again.feedback("r/0", 1)
     assert again.status.window_lost == 0
     again.close()
     second.close()
+
+
+def test_numbers_name_samples_of_one_object_alone(tmp_path):
+    """Processes count for themselves, and the next one in a place from 0."""
+    first, second = (make(limit=0.2).keep(tmp_path, processes=2) for _ in range(2))
+    for each in (first, second):
+        each.decide(torch.ones(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool), 0)
+    tell_named(second, [[1, 0, 0]], [0])
+    tell_named(first, [[1, 1, 1]], [0])
+    first.feedback("0", 1)
+    tell_named(second, [[2, 2, 2]], [2], first=1)
+    assert second.status.window_lost == 1
+    assert (second._losses[0, 0], second._losses.shape) == (1, (3, 2))
+    second.close()
+    again = make(limit=0.2).keep(tmp_path, processes=2)
+    assert not again.feedback("0", 1)
+    assert again.draw(5).first == 0
+    again.close()
+    first.close()
+
+
+@pytest.mark.parametrize("label", [-1, 1.5, "cat", [1, 2], None])
+def test_labels_that_are_no_classes_are_refused_and_lose_nothing(label):
+    adaptive = make(limit=0.9)
+    tell_named(adaptive, [[1, 0, 0]], [0])
+    with pytest.raises(InputError, match="label: expected the number of a class"):
+        adaptive.feedback("0", label)
+    assert adaptive.feedback("0", np.int64(1))
+
+
+def test_one_that_is_closed_writes_nothing_and_answers_nothing_early(tmp_path):
+    adaptive, two = make().keep(tmp_path), torch.ones(2, dtype=torch.bool)
+    adaptive.decide(two, two, 0)
+    tell_named(adaptive, [[1, 0, 0]], [0])
+    adaptive.close()
+    written = (tmp_path / "0.jsonl").read_bytes()
+    assert not adaptive.feedback("0", 1)
+    assert not adaptive.decide(two, ~two, 0).any()
+    assert adaptive.policy.thresholds == (math.inf, math.inf)
+    assert (tmp_path / "0.jsonl").read_bytes() == written
+    with pytest.raises(InputError, match="this object has or had one already"):
+        adaptive.keep(tmp_path)
+
+
+def test_a_journal_whose_lines_say_something_else_is_refused_and_its_place_is_free(tmp_path):
+    for line in (
+        '{"time": 1, "status": {}}',
+        '{"time": 1}',
+        '{"time": 1, "seen": true}',
+        '{"time": 1, "seen": {"scores": [[1]]}}',
+    ):
+        make().keep(tmp_path).close()
+        (tmp_path / "0.jsonl").write_text(line + "\n")
+        with pytest.raises(InputError, match=r"is damaged .* Fix: choose another folder"):
+            make().keep(tmp_path)
+        (tmp_path / "0.jsonl").unlink()
+    make().keep(tmp_path).close()
+
+
+def test_lines_of_others_that_say_something_else_are_passed_over(tmp_path):
+    first, second = (make(limit=0.9).keep(tmp_path, processes=2) for _ in range(2))
+    first._journal.write(seen={"scores": [[1]]}, feedback={"name": "a/0", "label": "x"})
+    first._journal.write(feedback={"name": "a/0", "label": [1, 2]})
+    first._journal.write(feedback=3)
+    tell_named(second, [[1, 0, 0]], [0], name="a/{}")
+    assert second.status.window_lost == 1
+    assert second.feedback("a/0", 1)
+    first.close()
+    second.close()
+
+
+def test_an_alarm_outlives_a_process(tmp_path):
+    first = make(limit=0.02, window=20_000).keep(tmp_path)
+    tell(first, torch.ones(6, 2), [0] * 6)
+    assert first.status.relearning
+    first.close()
+    second = make(limit=0.02, window=20_000).keep(tmp_path)
+    assert second.is_relearning
+    scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
+    tell(second, (scores < 0.6).float(), [2] * LEAST, torch.zeros(LEAST, dtype=torch.bool), scores)
+    assert not second.is_relearning
+    second.close()
+    third = make(limit=0.02, window=20_000).keep(tmp_path)
+    assert not third.is_relearning
+    assert third.policy.thresholds[0] == pytest.approx(0.6, abs=0.05)
+    third.close()
+
+
+def test_a_loss_that_is_no_number_counts_as_the_worst():
+    adaptive = make(limit=0.5, of="divergence", window=10_000)
+    tell(adaptive, torch.tensor([[math.nan, 0.0], [0.25, 0.0]]), [0, 0])
+    assert adaptive.status.lost == adaptive.status.window_lost == 1.25
+    assert adaptive._losses.tolist() == [[0.25, 0.0]]
+
+
+def test_samples_on_their_way_when_a_window_ends_have_no_part_in_the_next_budget(monkeypatch):
+    monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6)), limit=0.1, window=1000, audit=0.1, seed=0)
+    running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())
+    router = open_router(running, adaptive, COST, micro_batch=64)
+    old, new = WRONG.expand(1000, 3, 2), EASY.expand(100, 3, 2)
+    router.admit(torch.arange(1000), (old,), 0.0)
+    for _ in range(4):
+        router.run_stage(0)
+    router.admit(torch.arange(1000, 1100), (new,), 0.0)
+    late = [part for part in router.flush() if part.exit < 2]
+    assert late
+    assert all((part.where >= 1000).all() for part in late)
+
+
+def test_an_open_audit_that_is_dropped_is_lost():
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6)), limit=0.5, window=1000, audit=0.99, seed=0)
+    running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())
+    router = open_router(running, adaptive, COST, micro_batch=4)
+    router.admit(torch.arange(4), (EASY.expand(4, 3, 2),), 0.0)
+    router.run_stage(0)
+    assert adaptive.status.window_open > 0
+    count = adaptive.status.window_open
+    router.discard(torch.arange(4))
+    assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, count)
 
 
 def test_only_so_many_samples_wait_for_labels(monkeypatch):
@@ -600,8 +728,8 @@ def test_with_labels_the_promise_is_about_answers_that_are_worse(monkeypatch):
     for seed in range(200):
         adaptive, worse = make(seed=seed), 0
         for start in range(0, 1000, 10):
-            audited, _ = adaptive.draw(10)
-            leaving, _ = adaptive.decide(torch.ones(10, dtype=torch.bool), audited)
+            audited, *_ = adaptive.draw(10)
+            leaving = adaptive.decide(torch.ones(10, dtype=torch.bool), audited, adaptive.status.window)
             places = (leaving & audited).nonzero().flatten()
             is_worse = torch.arange(10) % 2 == 0
             worse += int((leaving & ~audited & is_worse).sum())

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import pytest
@@ -34,7 +35,7 @@ def test_processes_read_what_the_others_write(open_journal):
     first.write(number=1)
     first.write(number=2)
     assert [line["number"] for line in second.read_new()] == [1, 2]
-    assert list(second.read_new()) == list(first.read_new()) == []
+    assert second.read_new() == first.read_new() == []
     second.write(number=3)
     assert [line["number"] for line in first.read_new()] == [3]
     assert first.read_last()["number"] == 2
@@ -50,8 +51,8 @@ def test_the_next_process_goes_on_in_the_same_place(open_journal, monkeypatch):
     first.close()
     again = open_journal()
     assert (again.place, again.read_last()["number"]) == (0, 1)
-    assert [line["number"] for line in again.read_past()] == [1, 2]
-    assert list(again.read_new()) == []
+    assert {place: [line["number"] for line in lines] for place, lines in again.read_past().items()} == {0: [1], 1: [2]}
+    assert again.read_new() == []
 
 
 def hold_and_write(folder, ready):
@@ -93,7 +94,11 @@ def test_a_full_file_is_kept_once(open_journal, tmp_path, monkeypatch):
     assert [path.name for path in files] == ["0.1.jsonl", "0.jsonl", "1.jsonl"]
     assert all(path.stat().st_size < 200 for path in files)
     assert first.read_last()["number"] == 11
-    assert [line["number"] for line in second.read_past()][-1] == 11
+    assert second.read_past()[0][-1]["number"] == 11
+    first.write(number=12)
+    first.write(number=13)
+    first.write(number=14)  # more than a file since the last look: what is left of the full one comes first
+    assert [line["number"] for line in second.read_new()][-3:] == [12, 13, 14]
 
 
 def test_only_the_end_of_a_long_file_is_read_and_whole_lines_of_it(tmp_path):
@@ -117,3 +122,52 @@ def test_a_line_that_is_cut_off_is_an_error(open_journal, monkeypatch):
     monkeypatch.setattr(os, "write", lambda *_: 3)
     with pytest.raises(OSError, match="the disk is full"):
         first.write(number=1)
+
+
+def test_a_last_line_of_any_length_is_read_and_a_damaged_one_is_refused(open_journal, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "TAIL", 50)
+    first = open_journal()
+    first.write(number=1)
+    first.write(text="x" * 5000)
+    assert first.read_last()["text"] == "x" * 5000
+    assert first.read_past()[0] == []  # nothing whole in so few bytes
+    first.close()
+    path = tmp_path / "state" / "0.jsonl"
+    path.write_text(path.read_text() + "[1]\n")
+    with pytest.raises(InputError, match=r"0.jsonl is damaged at its end .* Fix: choose another folder"):
+        open_journal().read_last()
+
+
+def test_of_very_much_that_is_new_labels_are_read_and_the_last_lines(open_journal, monkeypatch):
+    monkeypatch.setattr(journal, "MUCH", 200)
+    first, second = open_journal(), open_journal()
+    first.write(feedback={"name": "a/0"})
+    for number in range(50):
+        first.write(number=number)
+    told, *others = second.read_new()
+    assert told["feedback"] == {"name": "a/0"}
+    assert [line["number"] for line in others] == [46, 47, 48, 49]
+
+
+def test_a_folder_that_is_removed_or_damaged(open_journal, tmp_path):
+    first = open_journal()
+    first.write(number=1)
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(OSError, match="it was removed"):
+        first.write(number=2)
+    first.close()
+    first.close()  # twice is once
+    for content in ("[]", "{", "null"):
+        (tmp_path / "state").mkdir(exist_ok=True)
+        (tmp_path / "state" / "settings.json").write_text(content)
+        with pytest.raises(InputError, match=r"settings.json is damaged .* Fix: "):
+            open_journal()
+
+
+def test_the_file_of_another_may_be_missing_for_a_moment(open_journal, tmp_path):
+    first, second = open_journal(), open_journal()
+    first.write(number=1)
+    (tmp_path / "state" / "0.jsonl").rename(tmp_path / "state" / "0.1.jsonl")
+    assert second.read_new() == []
+    (tmp_path / "state" / "0.1.jsonl").rename(tmp_path / "state" / "0.jsonl")
+    assert len(second.read_new()) == 1

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
@@ -35,6 +37,7 @@ from exitlens.types.adapting import LimitedLoss
 from exitlens.types.settings import COUNT, NumberRule, check_choice, check_number
 from exitlens.types.tasks import are_same, read_answers
 
+DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
 LOG = logging.getLogger("exitlens.adapting")
 WINDOW = 2000  # wrong answers that a window may have, where none is given
 SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many in a window
@@ -58,8 +61,14 @@ class Observed:
     answers: Tensor | None = None  # (n,K) or (n,K,C), needed with names
 
     def take_losses(self) -> Tensor:  # -> (n,)
-        """Return the losses at the exits where samples would have left; 0 at the final one."""
-        return torch.cat([self.losses, torch.zeros(len(self.exits), 1)], 1).gather(1, self.exits[:, None])[:, 0]
+        """Return the losses at the exits where samples would have left; 0 at the final one, 1 where one is no number."""
+        return (
+            torch.cat([self.losses, torch.zeros(len(self.exits), 1)], 1).gather(1, self.exits[:, None])[:, 0].nan_to_num(1.0)
+        )
+
+    def find_audits(self) -> Tensor:  # -> (n,) bool
+        """Return which are audited and have scores and losses that are numbers."""
+        return self.audited & (self.scores + self.losses).isfinite().all(1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a journal."""
@@ -89,6 +98,26 @@ class _Waiting(NamedTuple):
     exit: int
     window: int
     answers: Tensor  # (K,) or (K,C)
+
+
+class Coins(NamedTuple):
+    """What was drawn for samples that were taken in."""
+
+    audited: Tensor  # (n,) bool
+    first: int  # the first one's number, among those of the object
+    window: int  # the number of theirs
+
+
+def _is_shared(name: str) -> bool:
+    """Return whether all processes call a sample so: by its request, not by its number in one of them."""
+    return "/" in name
+
+
+def read_observed(lines: Iterable[Line], early: int) -> Iterator[tuple[Observed, Line]]:
+    """Yield what lines say of samples, without those that are damaged."""
+    for line in lines:
+        with suppress(*DAMAGED):
+            yield Observed.from_line(line, early), line
 
 
 class Adaptive:
@@ -162,8 +191,9 @@ class Adaptive:
         self._names: list[str] = []  # of the same samples
         self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
         self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
+        self._before = 0  # samples that were taken in before this object
         self._journal: Journal | None = None
-        self._has_failed = False  # the journal cannot be written
+        self._has_failed = self._is_closed = False  # the journal cannot be written, or was given back
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_journal")}
@@ -187,46 +217,66 @@ class Adaptive:
         So many processes, each with an object of its own, can share a folder: each keeps the limit for its own samples with
         a chance of ``1 - delta / processes``, and all learn from the audits of all. A process that ends, however it ends,
         leaves its place to the next; audits that were on their way then count as lost. An audit is written before the
-        samples after it leave, so nothing is lost when a process is killed; the last seconds may be if the machine loses
-        power.
+        samples after it leave, so no loss is forgotten when a process is killed; the last seconds may be if the machine
+        loses power. Samples since the last audit are not counted, which makes a window longer, not its budget larger.
 
-        Raises :class:`InputError` if the folder belongs to something else or all places are taken, and :class:`OutputError`
-        if it cannot be written. If it cannot be written later, no sample leaves early any more, and the log says so.
+        Raises :class:`InputError` if the folder belongs to something else, is damaged, or has no place left, and
+        :class:`OutputError` if it cannot be written. If it cannot be written later, no sample leaves early any more, and the
+        log says so.
 
         Examples:
             >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).keep(folder)
             >>> adaptive.close()
         """
         check_number("processes", processes, COUNT)
-        self.most = self._find_most(self.delta / processes)
-        facts = {name: getattr(self, name) for name in ("limit", "delta", "of", "audit", "window")} | {
-            "processes": processes
-        }
-        values = self._given.to_dict()
-        facts |= {name: values[name] for name in ("score", "temperatures", "network", "gate")}  # which scores depend on
-        self._journal = Journal(Path(folder), processes, facts)
-        early = len(self._never.thresholds)
-        for line in self._journal.read_past():
-            seen = Observed.from_line(line, early)
-            self._note(seen)
-            if line.get("place") == self._journal.place:
-                self._wait_for_labels(seen)
-            self._hear(line)
-        if (last := self._journal.read_last()) is not None:
+        if self._journal is not None or self._is_closed:
+            raise InputError("folder: this object has or had one already. Fix: make another object.")
+        most = self._find_most(self.delta / processes)
+        facts = {name: getattr(self, name) for name in ("limit", "delta", "of", "audit", "window")}
+        values = self._given.to_dict() | {"processes": processes}
+        names = "processes", "score", "temperatures", "network", "gate"  # scores depend on the last four
+        journal = Journal(Path(folder), processes, facts | {name: values[name] for name in names})
+        try:
+            self._restore(journal)
+        except DAMAGED as error:
+            journal.close()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"folder: {folder} is damaged ({error!r:.80}). Fix: choose another folder, which begins a new promise."
+            ) from error
+        self.most, self._journal = most, journal
+        return self
+
+    def _restore(self, journal: Journal) -> None:
+        """Go on from what all have learnt, and from the counts of the one before in this place."""
+        past, early = journal.read_past(), len(self._never.thresholds)
+        every = sorted((line for lines in past.values() for line in lines), key=lambda line: float(line["time"]))
+        for line in every:
+            self._remember(Observed.from_line(line, early))
+        for line in past[journal.place]:
+            self._wait_for_labels(Observed.from_line(line, early))
+            self._waiting.pop(line.get("told", ""), None)
+        self._waiting = {name: waiting for name, waiting in self._waiting.items() if _is_shared(name)}
+        if (last := journal.read_last()) is not None:
             counts = AdaptiveStatus(**last["status"])
             self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
             self._number, self._window_taken = counts.window, counts.window_taken
             self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
             self._lost, self._all_lost = counts.window_lost + counts.window_open, counts.lost + counts.window_open
-            thresholds = tuple(math.inf if level is None else level for level in counts.thresholds)
-            self._chosen = replace(self._chosen, thresholds=thresholds)
-        self._fresh = KEPT  # thresholds are chosen with the next audit
-        return self
+            thresholds = tuple(math.inf if level is None else float(level) for level in counts.thresholds)
+            self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), counts.relearning
+        if self._is_relearning:
+            self._forget()
+        for place, lines in past.items():
+            for line in lines if place != journal.place else ():
+                self._hear(line)
+        self._before, self._fresh = self._taken, KEPT  # thresholds are chosen with the next audit
 
     def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
             return
-        status = asdict(self.status) | {"thresholds": [None if t == math.inf else t for t in self._chosen.thresholds]}
+        status = vars(self.status) | {"thresholds": [None if t == math.inf else t for t in self._chosen.thresholds]}
         try:
             self._journal.write(status=status, **({} if seen is None else {"seen": seen.to_dict()}), **facts)
         except OSError as error:
@@ -234,9 +284,11 @@ class Adaptive:
             LOG.error("%s cannot be written (%s): no sample leaves early any more", self._journal.folder, error)
 
     def close(self) -> None:
-        """Give the place in the folder back, if there is one."""
-        if self._journal is not None:
-            self._journal.close()
+        """Give the place in the folder back, if there is one; no sample leaves early any more."""
+        with self._lock:
+            if self._journal is not None:
+                self._journal.close()
+                self._journal, self._is_closed = None, True
 
     @property
     def policy(self) -> Policy:
@@ -245,28 +297,30 @@ class Adaptive:
 
     @property
     def _wanted(self) -> Policy:
-        is_stopped = self._is_relearning or self._has_failed or self._lost > self.most - 1
+        is_stopped = self._is_relearning or self._has_failed or self._is_closed or self._lost > self.most - 1
         return self._never if is_stopped else self._chosen
 
     @property
     def status(self) -> AdaptiveStatus:
         """Counts so far."""
-        window = self._window_taken, self._lost, self._open, self._number, self._labelled, self._final_wrong
-        return AdaptiveStatus(self._taken, self._audited, self._all_lost, self._alarms, *window, self._wanted.thresholds)
+        window, labels = (self._window_taken, self._lost, self._open, self._number), (self._labelled, self._final_wrong)
+        counts = self._taken, self._audited, self._all_lost, self._alarms, *window, *labels
+        return AdaptiveStatus(*counts, self._is_relearning, self._wanted.thresholds)
 
     @property
     def is_relearning(self) -> bool:
         """True after an alarm, until enough samples were observed: none leaves early, and all can be learnt from."""
         return self._is_relearning
 
-    def draw(self, count: int) -> tuple[Tensor, int]:  # -> (count,) bool
-        """Take samples in, and draw which of them are audited; also return how many came before them."""
+    def draw(self, count: int) -> Coins:
+        """Take samples in, and draw which of them are audited."""
         with self._lock:
             if self._window_taken >= self.window:
                 self._number, self._window_taken = self._number + 1, 0
-                self._lost = self._open = 0
+                self._lost, self._open = 0.0, 0
                 self._fresh = KEPT  # thresholds are chosen with the new budget
                 self._write()
+            first = self._taken - self._before
             self._taken += count
             self._window_taken += count
             if self._coins is None:
@@ -274,38 +328,55 @@ class Adaptive:
             else:
                 audited = self._coins.random(count) < self.audit
             self._audited += int(audited.sum())
-            return torch.from_numpy(audited), self._taken - count
+            return Coins(torch.from_numpy(audited), first, self._number)
 
-    def decide(self, fired: Tensor, audited: Tensor) -> tuple[Tensor, int]:  # (n,) bool, (n,) bool -> (n,) bool
-        """Return which of the samples that fire at an exit leave there, if no coin keeps them, and the window's number.
+    def decide(self, fired: Tensor, audited: Tensor, window: int) -> Tensor:  # (n,) bool, (n,) bool -> (n,) bool
+        """Return which of the samples that fire at an exit leave there, if no coin keeps them.
 
         An audited one among them is open until it is observed. Samples are decided in their order, each by the losses and
-        open audits before it, so that its own coin has no part in it.
+        open audits before it, so that its own coin has no part in it. Those of a window that is over stay: the present one's
+        budget is not theirs.
         """
         charged = (fired & audited).long()
         with self._lock:
             before = charged.cumsum(0) - charged + self._lost + self._open
-            leaving = fired & (before <= self.most - 1) if self.act else fired  # an open audit may lose 1
-            if opened := int((leaving & audited).sum()):
+            may_leave = window == self._number and not (self._has_failed or self._is_closed)
+            leaving = fired & (before <= self.most - 1) & may_leave if self.act else fired  # an open audit may lose 1
+            opened = int((leaving & audited).sum())
+            if opened and window == self._number:
                 self._open += opened
                 self._write()
-            return leaving if not self._has_failed or not self.act else torch.zeros_like(leaving), self._number
+            return leaving & (not self._has_failed) if self.act else leaving
+
+    def give_up(self, window: int) -> None:
+        """Count an open audit as lost: its sample will never be observed."""
+        with self._lock:
+            if window == self._number:
+                self._open, self._lost = self._open - 1, self._lost + 1
+            self._all_lost += 1
+            self._write()
 
     def learn(self, seen: Observed, cost: Tensor) -> None:
         """Take in observed samples; thresholds may move. ``cost`` ``(K,)`` is the network's."""
-        audited, lost = seen.audited & (seen.exits < seen.losses.shape[1]), seen.take_losses()
+        if not len(seen.exits):
+            return
+        early = seen.losses.shape[1]
+        audited, lost = seen.audited & (seen.exits < early), seen.take_losses()
+        journal = self._journal
+        lines = [] if journal is None else journal.read_new()
+        others = list(read_observed(lines, early))
         with self._lock:
             here = audited & (seen.windows == self._number)
             self._open -= int(here.sum())
             self._lost += lost[here].sum().item()
             self._all_lost += lost[audited].sum().item()
-            self._note(seen)
+            self._note(seen, seen.names)
             self._wait_for_labels(seen)
             self._write(seen)
-            for line in () if self._journal is None else self._journal.read_new():
-                self._note(Observed.from_line(line, len(self._never.thresholds)))
+            for part, line in others:
+                self._note(part)
                 self._hear(line)
-            is_due = self._is_relearning or self._fresh >= EVERY * len(self._never.thresholds)
+            is_due = self._is_relearning or self._fresh >= EVERY * early
             if not is_due or len(self._scores) < LEAST:
                 return
             alike = count_alike(self._losses)
@@ -320,30 +391,37 @@ class Adaptive:
                 self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), False
                 self._write()
 
-    def _note(self, seen: Observed) -> None:
+    def _note(self, seen: Observed, names: Sequence[str] = ()) -> None:
         """Keep samples for the next thresholds, or forget all if their losses are an alarm."""
         for loss in () if self._is_relearning else seen.take_losses()[seen.audited].tolist():
             expected = self.limit / (1 - self._forgiven / (self._told + 1))  # by the labels so far
             self._evidence = add_evidence(self._evidence, loss, min(expected, max(self.limit, LARGEST)))
         if math.isinf(self._evidence):
-            self._alarms += 1
-            self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
-            self._scores, self._losses, self._names = self._scores[:0], self._losses[:0], []
-            return
-        finite = seen.scores.isfinite().all(1)
-        names = seen.names or [""] * len(finite)
-        self._names = [*self._names, *(name for name, kept in zip(names, finite.tolist(), strict=True) if kept)][-KEPT:]
+            self._alarms, self._is_relearning = self._alarms + 1, True
+            self._forget()
+        else:
+            self._remember(seen, names)
+
+    def _forget(self) -> None:
+        self._evidence, self._fresh = 0.0, 0
+        self._scores, self._losses, self._names = self._scores[:0], self._losses[:0], []
+
+    def _remember(self, seen: Observed, names: Sequence[str] = ()) -> None:
+        finite = (seen.scores + seen.losses).isfinite().all(1)
+        called = names or [""] * len(finite)
+        self._names = [*self._names, *(name for name, kept in zip(called, finite.tolist(), strict=True) if kept)][-KEPT:]
         self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
         self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
         self._fresh += int(finite.sum())
 
     def feedback(self, name: str, label: int | Sequence[int]) -> bool:
-        """Tell the label of a sample; return whether it is an audited one that waited for it, and not told twice.
+        """Tell the label of a sample; return whether it is an audited one of this process that waited for it.
 
-        ``name`` is the sample's number in the order in which samples were taken in, from 0, as text; in a server its
-        request's id and its row (``"id/0"``). ``label`` is the number of a class, or the numbers of all its labels. The
-        latest 10,000 audited samples wait for their labels. With a limit on divergence, of which labels tell nothing, this
-        raises :class:`InputError`.
+        ``name`` is the sample's number in the order in which this object took samples in, from 0, as text; in a server its
+        request's id and its row (``"id/0"``), which any process of a folder takes. ``label`` is the number of a class, or
+        the numbers of all its labels. It may come twice. The latest 10,000 audited samples wait for their labels.
+
+        Raises :class:`InputError` for another label, and with a limit on divergence, of which labels tell nothing.
 
         Examples:
             >>> xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).feedback("12", 1)  # nobody has answered it
@@ -351,11 +429,24 @@ class Adaptive:
         """
         if self.of == "divergence":
             raise InputError("of: labels tell nothing of divergence. Fix: use of='disagreement'.")
+        told = self._read_label(label)
         with self._lock:
-            is_known = self._apply_label(name, label)
-            if is_known or (self._journal is not None and self._journal.places > 1):
-                self._write(feedback={"name": name, "label": label if isinstance(label, int) else list(label)})
+            is_known = self._apply_label(name, told)
+            if not is_known and self._journal is not None and self._journal.places > 1 and _is_shared(name):
+                self._write(feedback={"name": name, "label": told})
             return is_known
+
+    def _read_label(self, label: Any) -> int | list[int]:
+        """Return a label as numbers; raise :class:`InputError` for anything else."""
+        several = self._given.task == "multilabel"
+        try:
+            numbers = [operator.index(each) for each in (label if several else [label])]
+        except TypeError:
+            numbers = [-1]
+        if any(number < 0 for number in numbers):
+            expected = "the numbers of all labels" if several else "the number of a class"
+            raise InputError(f"label: expected {expected}, got {label!r:.60}")
+        return numbers if several else numbers[0]
 
     def _wait_for_labels(self, seen: Observed) -> None:
         for i, name in enumerate(seen.names):
@@ -365,17 +456,23 @@ class Adaptive:
             del self._waiting[name]
 
     def _hear(self, line: Line) -> None:
-        if (told := line.get("feedback")) is not None:
-            self._apply_label(told["name"], told["label"])
+        """Apply a label that another process was told."""
+        told = line.get("feedback")
+        if isinstance(told, dict) and _is_shared(str(told.get("name"))):
+            with suppress(InputError):
+                self._apply_label(str(told["name"]), self._read_label(told.get("label")))
 
-    def _apply_label(self, name: str, label: int | Sequence[int]) -> bool:
+    def _apply_label(self, name: str, label: int | list[int]) -> bool:
         """Take back a loss that its label shows to be none: where the early answer is right, or the final one wrong, too."""
-        if (waiting := self._waiting.pop(name, None)) is None:
+        waiting, task = self._waiting.get(name), self._given.task
+        if waiting is None or self._is_closed:
             return False
-        answers, task = waiting.answers, self._given.task
-        truth = torch.tensor(label)
+        answers, truth = waiting.answers, torch.tensor(label)
         if task == "multilabel":
+            if max(label, default=0) >= answers.shape[1]:  # type: ignore[arg-type]
+                raise InputError(f"label: expected numbers below {answers.shape[1]}, got {label!r:.60}")
             truth = torch.zeros(answers.shape[1], dtype=torch.bool).index_fill(0, truth.long().flatten(), True)
+        del self._waiting[name]
         right = are_same(answers, truth, task)
         losses = (right[-1] & ~right[:-1]).float()
         self._labelled += 1
@@ -386,8 +483,10 @@ class Adaptive:
         if waiting.exit < len(losses) and not are_same(answers[waiting.exit], answers[-1], task):
             is_lost = bool(losses[waiting.exit])
             self._told, self._forgiven = self._told + 1, self._forgiven + (not is_lost)
-            self._all_lost -= not is_lost
-            self._lost -= not is_lost and waiting.window == self._number
+            if not is_lost:
+                self._all_lost = max(0.0, self._all_lost - 1)
+                self._lost = max(0.0, self._lost - 1) if waiting.window == self._number else self._lost
+        self._write(told=name)
         return True
 
     def replay(self, trace: Trace, batch_size: int = 64) -> Tensor:
@@ -405,11 +504,11 @@ class Adaptive:
         scores = score_early_exits(trace, self._chosen)
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
-            (audited, _), observed = self.draw(len(part)), self._is_relearning
+            (audited, _, window), observed = self.draw(len(part)), self._is_relearning and self.act
             exits, windows = torch.full((len(part),), last), torch.full((len(part),), -1)
             for k, threshold in enumerate(self.policy.thresholds):
-                leaving, number = self.decide(fires(part[:, k], threshold) & (exits == last), audited)
-                exits[leaving], windows[leaving] = k, number
+                leaving = self.decide(fires(part[:, k], threshold) & (exits == last), audited, window)
+                exits[leaving], windows[leaving] = k, window
             rows = audited | (exits == last) if observed else audited
             self.learn(Observed(part[rows], lost[rows], exits[rows], audited[rows], windows[rows]), trace.cost)
             taken.append(torch.where(audited, last, exits))
@@ -448,6 +547,7 @@ class AuditedRouter(Router):
         super().__init__(engine, adaptive.policy, attention, micro_batch, self._decide, range(self._last))
         self._adaptive, self._cost, self._seen = adaptive, cost.cpu(), dict[int, _Seen]()
         self._most_open = max(1, adaptive.most // OPEN)
+        self._window, self._start = -1, 0  # of the samples taken in last, and the place of the window's first
 
     def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
         """Take samples in, few enough at a time that most of their audits are done before others may leave."""
@@ -470,23 +570,30 @@ class AuditedRouter(Router):
         super().admit(where, activations, since)
 
     def _toss(self, where: Tensor, name: str = "") -> None:
-        audited, before = self._adaptive.draw(len(where))
-        rows = torch.ones_like(audited) if self._adaptive.is_relearning else audited
+        audited, first, window = self._adaptive.draw(len(where))
+        if window != self._window:
+            self._window, self._start = window, int(where[0])
+        observes_all = self._adaptive.is_relearning and self._adaptive.act
+        rows = torch.ones_like(audited) if observes_all else audited
         for i in rows.nonzero().flatten().tolist():
-            called = f"{name}/{i}" if name else str(before + i)
+            called = f"{name}/{i}" if name else str(first + i)
             self._seen[int(where[i])] = _Seen(called, bool(audited[i]))
 
     def discard(self, gone: Tensor) -> None:
         """Drop the samples at these places."""
         super().discard(gone)
         for place in gone.tolist():
-            self._seen.pop(place, None)
+            row = self._seen.pop(place, None)
+            if row is not None and row.is_audited and row.exit is not None:
+                self._adaptive.give_up(row.window)
 
     def _run(self, k: int) -> None:
         self.policy, count, asked = self._adaptive.policy, len(self._routed), self.attention
         self.attention = asked or self._adaptive.of == "divergence"
-        super()._run(k)
-        self.attention = asked
+        try:
+            super()._run(k)
+        finally:
+            self.attention = asked
         for part in self._routed[count:] if self._seen else ():
             rows = [self._seen.pop(place, None) for place in part.where.tolist()]
             if part.exit == self._last:
@@ -498,11 +605,13 @@ class AuditedRouter(Router):
         rows = [self._seen.get(place) for place in batch.where.tolist()] if self._seen else []
         observed = [(i, row) for i, row in enumerate(rows) if row is not None]
         if not observed:
-            leaving, _ = self._adaptive.decide(fired.cpu(), torch.zeros(len(fired), dtype=torch.bool))
+            leaving = self._adaptive.decide(
+                self._may_fire(batch, fired), torch.zeros(len(fired), dtype=torch.bool), self._window
+            )
             return leaving.to(fired.device)
         scores = (batch.scores if batch.trust is None else batch.trust).float().tolist()
         answers = read_answers(batch.probabilities, self.policy.task).cpu()
-        fired, audited = fired.cpu(), torch.zeros(len(rows), dtype=torch.bool)
+        fired, audited = self._may_fire(batch, fired), torch.zeros(len(rows), dtype=torch.bool)
         for i, row in observed:
             row.scores.append(scores[i])
             row.answers.append(answers[i])
@@ -510,11 +619,15 @@ class AuditedRouter(Router):
                 row.maps.append(batch.attention[i])
             audited[i] = row.is_audited
             fired[i] &= row.exit is None  # it would have left before
-        leaving, window = self._adaptive.decide(fired, audited)
+        leaving = self._adaptive.decide(fired, audited, self._window)
         for i, row in observed:
             if leaving[i]:
-                row.exit, row.window = batch.exit, window
+                row.exit, row.window = batch.exit, self._window
         return (leaving & ~audited).to(batch.where.device)
+
+    def _may_fire(self, batch: ExitBatch, fired: Tensor) -> Tensor:
+        """Return which samples may leave: not those of a window before."""
+        return fired.cpu() & (batch.where.cpu() >= self._start) if self._adaptive.act else fired.cpu()
 
     def _learn(self, part: ExitBatch, rows: list[_Seen | None]) -> None:
         kept = [i for i, row in enumerate(rows) if row is not None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from exitlens.io import make_directory, write_json
 SETTINGS, LOCK = "settings.json", ".lock"
 PATIENCE = 2.0  # seconds in which a process that is about to end may leave its place
 TAIL = 1 << 20  # bytes at the end of a file from which a process that starts learns
+MUCH = 1 << 18  # bytes at the end of what others have written since the last time, of which all is read
 LARGEST = 32 << 20  # bytes of a file; a full one is kept beside the new one, in place of the one before
 Line = dict[str, Any]  # "time" in seconds since 1970, and what the writer says
 
@@ -42,10 +44,12 @@ class Journal:
                 _agree(folder / SETTINGS, facts)
                 self.place, self._lock = self._claim()
             self._path = folder / f"{self.place}.jsonl"
-            self._file = self._open()
+            self._file = _open_to_append(self._path)
         except OSError as error:
             raise OutputError(f"folder: {folder} cannot be written ({error}). Fix: choose another.") from error
-        self._ends = {place: 0 for place in range(places) if place != self.place}  # bytes read of the others' files
+        # the others' files, as the system numbers them, and how many bytes of each were read
+        self._read = {place: (0, 0) for place in range(places) if place != self.place}
+        self._reading = threading.Lock()
 
     def _claim(self) -> tuple[int, FileLock]:
         until = time.monotonic() + PATIENCE
@@ -58,51 +62,68 @@ class Journal:
             if time.monotonic() > until:
                 break
             time.sleep(PATIENCE / 100)
-        raise InputError(
+        raise NoPlaceError(
             f"folder: {self.folder} has places for {self.places} processes, and all are taken. Fix: end one of them, or use "
             "a folder made for more."
         )
 
-    def _open(self) -> int:
-        """Open the own file, and remove a line of it that was not written to its end."""
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        content = self._path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(file, content.rfind(b"\n") + 1)
-        return file
-
     def read_last(self) -> Line | None:
-        """Return the last line of the process that had this place before; ``None``: there was none."""
-        lines = [line for path in (self._path.with_suffix(".1.jsonl"), self._path) for line in read_lines(path, TAIL)]
-        return lines[-1] if lines else None
+        """Return the last line of the process that had this place before; ``None``: there was none.
 
-    def read_past(self) -> list[Line]:
-        """Return the latest lines of all, in the order of their times; :meth:`read_new` goes on from there."""
-        for place in self._ends:
-            self._ends[place] = _find_end(self.folder / f"{place}.jsonl")
-        return sorted(
-            (line for path in list_files(self.folder) for line in read_lines(path, TAIL)), key=lambda line: line["time"]
-        )
+        Raises :class:`InputError` if it is damaged.
+        """
+        for path in (self._path, _name_former(self._path)):
+            if text := _read_end(path):
+                try:
+                    line: Line = json.loads(text)
+                    return line | {"time": float(line["time"])}
+                except (ValueError, KeyError, TypeError) as error:
+                    words = "Fix: choose another folder, which begins a new promise."
+                    raise InputError(f"folder: {path} is damaged at its end ({error!r:.80}). {words}") from error
+        return None
 
-    def read_new(self) -> Iterator[Line]:
-        """Yield what others have written since the last call."""
-        for place, end in self._ends.items():
+    def read_past(self) -> dict[int, list[Line]]:
+        """Return the latest lines of each place, in their order; :meth:`read_new` goes on from there."""
+        past = {}
+        for place in range(self.places):
             path = self.folder / f"{place}.jsonl"
-            size = path.stat().st_size if path.exists() else 0
-            if size == end:
-                continue
-            with path.open("rb") as file:
-                file.seek(end if size > end else 0)  # it is another file, if it is shorter
-                content = file.read()
-                self._ends[place] = file.tell() - (len(content) - content.rfind(b"\n") - 1)
-            yield from parse_lines(content[: content.rfind(b"\n") + 1])
+            if place in self._read and path.exists():
+                self._read[place] = path.stat().st_ino, _find_end(path)
+            is_short = not path.exists() or path.stat().st_size < TAIL
+            before = read_lines(_name_former(path), TAIL) if is_short else []
+            past[place] = before + read_lines(path, TAIL)
+        return past
+
+    def read_new(self) -> list[Line]:
+        """Return what others have written since the last call; of very much, the last lines and those about labels."""
+        lines: list[Line] = []
+        with self._reading:
+            for place, (number, end) in self._read.items():
+                path, content = self.folder / f"{place}.jsonl", b""
+                with suppress(FileNotFoundError):  # the other one is just making another file
+                    state, former = path.stat(), _name_former(path)
+                    if number not in (0, state.st_ino):  # it is a new file; what was left of the one before comes first
+                        is_there = former.exists() and former.stat().st_ino == number
+                        content, end = _read_from(former, end) if is_there else b"", 0
+                    if state.st_size > end:
+                        content += (added := _read_from(path, end))
+                        end += len(added)
+                    self._read[place] = state.st_ino, end
+                early, late = content[:-MUCH], content[-MUCH:]
+                at = late.find(b"\n") + 1 if early else 0
+                told = [text for text in (early + late[:at]).splitlines() if b'"feedback"' in text]
+                lines += [*parse_lines(told), *parse_lines(late[at:].splitlines())]
+        return lines
 
     def write(self, **facts: Any) -> None:
         """Append a line; raise ``OSError`` if it cannot be written."""
-        if os.fstat(self._file).st_size > LARGEST:
-            self._path.replace(self._path.with_suffix(".1.jsonl"))
-            os.close(self._file)
-            self._file = self._open()
+        state = os.fstat(self._file)
+        if not state.st_nlink:
+            raise OSError("it was removed")
+        if state.st_size > LARGEST:
+            self._path.replace(_name_former(self._path))
+            full, self._file = self._file, _open_to_append(self._path)
+            os.close(full)
         line = (
             json.dumps({"time": round(time.time(), 3), "place": self.place} | facts, separators=(",", ":")).encode() + b"\n"
         )
@@ -114,6 +135,44 @@ class Journal:
         if self._lock.is_locked:
             os.close(self._file)
             self._lock.release()
+
+
+class NoPlaceError(InputError):
+    """All places of a folder are taken: another process may end."""
+
+
+def _open_to_append(path: Path) -> int:
+    """Open a file, and remove a line of it that was not written to its end."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    end = _find_end(path)
+    if end < path.stat().st_size:
+        os.truncate(file, end)
+    return file
+
+
+def _name_former(path: Path) -> Path:
+    """Return the name of the file that was full before this one."""
+    return path.with_suffix(".1.jsonl")
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    """Return the whole lines of a file from a place on."""
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _read_end(path: Path) -> bytes:
+    """Return the last line of a file, however long it is; nothing of a file that is not there."""
+    size, most = path.stat().st_size if path.exists() else 0, TAIL
+    while size:
+        content = _read_from(path, max(0, size - most)).rstrip(b"\n")
+        at = content.rfind(b"\n")
+        if at >= 0 or most >= size:
+            return content[at + 1 :]
+        most *= 8
+    return b""
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -131,12 +190,12 @@ def read_lines(path: Path, most: int = 0) -> list[Line]:
         content = file.read()
     if start:
         content = content[content.find(b"\n") + 1 :]
-    return list(parse_lines(content[: content.rfind(b"\n") + 1]))
+    return list(parse_lines(content[: content.rfind(b"\n") + 1].splitlines()))
 
 
-def parse_lines(content: bytes) -> Iterator[Line]:
+def parse_lines(texts: Iterable[bytes]) -> Iterator[Line]:
     """Yield lines, without those that a broken disk or an editor has damaged."""
-    for text in content.splitlines():
+    for text in texts:
         try:
             line = json.loads(text)
         except ValueError:
@@ -155,7 +214,12 @@ def _agree(path: Path, facts: Line) -> None:
     if not path.exists():
         write_json(path, wanted)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        before.get("limit")
+    except (ValueError, AttributeError) as error:
+        words = "Fix: choose another folder, which begins a new promise."
+        raise InputError(f"folder: {path} is damaged ({error!r:.80}). {words}") from error
     if differ := [name for name, value in wanted.items() if before.get(name) != value]:
         name = differ[0]
         raise InputError(

@@ -13,6 +13,7 @@ import numpy as np
 from exitlens.errors import RequestError, suggest
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.models import Array, ServedModel
+from exitlens.serving.settings import LONGEST_ID
 from exitlens.types import Policy
 from exitlens.types.outputs import tell_apart
 from exitlens.types.policies import DEFAULT
@@ -72,8 +73,10 @@ def read_feedback(model: ServedModel, body: bytes, most: int) -> tuple[str, list
         name, labels = given["id"], given["labels"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f'body: expected {{"id": ..., "labels": [...]}}, got {shorten(body)}') from error
-    if not isinstance(name, str) or not isinstance(labels, list) or len(labels) > most:
-        raise RequestError(f"id, labels: expected a text, and a list of at most {most} labels, got {shorten(given)}")
+    if not isinstance(name, str) or len(name) > LONGEST_ID or not isinstance(labels, list) or len(labels) > most:
+        raise RequestError(
+            f"id, labels: expected a text of at most {LONGEST_ID}, and a list of at most {most} labels, got {shorten(given)}"
+        )
     return name, [None if label is None else _read_label(model, label) for label in labels]
 
 

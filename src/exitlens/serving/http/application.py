@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
@@ -232,11 +232,14 @@ class _Routes:
 
     async def _take_feedback(self, request: Request) -> Response:
         """Take the labels of a request that was answered before."""
+        body = await request.body()
         model = self.repository.find(*_name(request)).model
         find_exchange(request.scope).model = model.name
-        if model.adaptive is None:
-            raise RequestError(f"{model.name}: labels are for thresholds that adapt. Fix: serve it with --adapt.")
-        name, labels = answers.read_feedback(model, await request.body(), self.limits.max_batch)
+        if model.adaptive is None or model.adaptive.of == "divergence":
+            raise RequestError(
+                f"{model.name}: labels are for a limit on disagreement. Fix: serve it with --adapt 0.02, or another limit."
+            )
+        name, labels = answers.read_feedback(model, body, self.limits.max_batch)
         known = [model.adaptive.feedback(f"{name}/{i}", label) for i, label in enumerate(labels) if label is not None]
         return JSONResponse({"used": sum(known)})
 
@@ -318,7 +321,15 @@ class _Routes:
         if model.net is not None and not ticket.terms.changes_policy:  # else this map is all that is known
             names = model.spec.names
             given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
-            why = (await self._run_aside(explain_batch, model.net, given, model.policies[ticket.terms.policy]))[0]
+            policy = model.policies[ticket.terms.policy]
+            if model.adaptive is not None and ticket.terms.are_default:  # the exit that answered answers again
+                reached, answered = (
+                    float(ticket.thresholds[0]) - 1e-5,
+                    int(ticket.exits[0]),
+                )  # scores may be rounded otherwise
+                thresholds = tuple(reached if k == answered else math.inf for k in range(model.num_exits - 1))
+                policy = replace(policy, thresholds=thresholds, calibration=None, binding=None)
+            why = (await self._run_aside(explain_batch, model.net, given, policy))[0]
             attention = why.exits[why.answered].attention
         if "application/json" in request.headers.get("accept", ""):
             if why is not None:

@@ -23,14 +23,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from exitlens.errors import DataError, InputError, RequestError
 from exitlens.serving.metrics import Metrics
-from exitlens.serving.settings import Limits
+from exitlens.serving.settings import LONGEST_ID, Limits
 
 Header = tuple[bytes, bytes]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # need no token
 _EXCHANGE = "exitlens.exchange"  # key of the exchange in the scope of its request
 _CURRENT: ContextVar[_Connection | None] = ContextVar("connection", default=None)  # the connection that is being read
-_LONGEST_ID, _LONGEST_PATH = 128, 512
+_LONGEST_PATH = 512
 _LINGER = 1.0  # seconds for which a refused client's bytes are still read, so that it gets to the answer
 _AHEAD = 1 << 19  # bytes of further requests that may arrive before uvicorn stops reading
 _CLOSED_BY_CLIENT = 499  # in the log and the counts only, as in nginx
@@ -168,7 +168,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.scope, self.limits, self._receive, self._send = scope, limits, receive, send
         given = Headers(scope=scope).get("x-request-id", "")
-        is_kept = 0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
+        is_kept = 0 < len(given) <= LONGEST_ID and given.isascii() and given.isprintable()
         self.id = given if is_kept else f"{random.getrandbits(128):032x}"  # without asking the system for randomness
         self.started = time.monotonic()
         self.route, self.model, self.facts = "other", "", dict[str, Any]()
