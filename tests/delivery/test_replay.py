@@ -16,7 +16,8 @@ from exitlens.errors import DataError, InputError
 from exitlens.model.engine import journal
 from tests.model.engine.test_adapting import COST, make, stream
 
-FACTS = {"limit": 0.3, "of": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0], "gate": None}
+FACTS = {"limit": 0.3, "of": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0]}
+FACTS |= {"network": "", "gate": None}
 BY_HAND = Log(
     times=torch.arange(4.0),
     scores=torch.tensor([[0.9, 0.9], [0.8, 0.9], [0.3, 0.9], [0.2, 0.4]]),
@@ -37,9 +38,10 @@ def kept(tmp_path, monkeypatch):
     for part in torch.arange(len(trace)).split(100):
         clock[0] += 100
         exits.append(adaptive.replay(trace.select(part)))
+    status = adaptive.status
     adaptive.close()
     monkeypatch.undo()
-    return tmp_path, torch.cat(exits), adaptive.status
+    return tmp_path, torch.cat(exits), status
 
 
 def test_costs_and_losses_by_hand():
@@ -68,6 +70,13 @@ def test_audits_of_a_journal_stand_for_all(kept):
     assert log.levels[-1][1] == status.thresholds
     half = read_log(find_journal(folder), since=2000, until=3000)
     assert (half.times.min(), half.times.max()) == (2000, 3000)
+    with (folder / "model" / "abc" / "0.jsonl").open("a") as file:
+        file.write('{"time": 5000}\n{"time": 5000, "seen": {"scores": 3}}\n')
+        seen = {"scores": [[math.nan, 0.5]], "losses": [[0, 0]], "exits": [2], "audited": [True], "windows": [0]}
+        file.write(json.dumps({"time": 5000, "seen": seen}) + "\n")
+    assert len(read_log(find_journal(folder))) == len(log)
+    with pytest.raises(InputError, match="the log is of 3 exits, this network has 2"):
+        replay(log, {}, [0.5, 1.0])
     with pytest.raises(DataError, match=r"log: .* has no audits of this time. Fix: "):
         read_log(find_journal(folder), since=time.time())
 
@@ -82,6 +91,9 @@ def test_the_folder_is_found_by_the_bundle_or_where_there_is_one(kept):
     assert find_journal(folder, "abc") == inner
     with pytest.raises(InputError, match=r"expected the folder of one journal .* Fix: name one of them"):
         find_journal(folder)
+    (other / "settings.json").write_text("{}")
+    with pytest.raises(DataError, match=r"settings.json is damaged. Fix: "):
+        read_log(other)
     with pytest.raises(InputError, match="got none"):
         find_journal(Path(folder / "nothing"))
 

@@ -45,6 +45,7 @@ def test_thresholds_cost_about_as_little_as_the_librarys():
     best, _ = judge(library.choose_thresholds(*given, 0.05 + 1 / 1000))
     assert best - 0.01 <= spent <= best + 0.04
     assert choose_thresholds(scores, np.ones_like(losses), cost, 0.0) == (math.inf, math.inf)
+    assert judge(choose_thresholds(scores, np.zeros_like(losses), cost, 0.0))[0] == pytest.approx(0.2)
 
 
 def test_the_promise_holds_where_every_early_answer_is_another_one(runtime, monkeypatch):
@@ -94,8 +95,16 @@ def test_sudden_losses_are_an_alarm_and_what_was_learnt_can_be_kept(runtime):
     again = make(runtime, limit=0.02, window=20_000).restore(kept)
     assert again.thresholds == adaptive.thresholds
     assert (again.taken, again.lost, again._window_lost, again._open) == (10, 8, 8, 0)
+    for other in (
+        make(runtime, limit=0.05, window=20_000),
+        make(runtime.with_policy(xl.Policy((0.5, 0.5), "margin").to_dict())),
+    ):
+        with pytest.raises(er.InputError, match="values: expected those of"):
+            other.restore(kept)
     with pytest.raises(er.InputError, match="values: expected those of"):
-        make(runtime, limit=0.05, window=20_000).restore(kept)
+        again.restore([])
+    again._is_relearning = True
+    assert make(runtime, limit=0.02, window=20_000).restore(again.to_dict()).thresholds == (math.inf, math.inf)
 
 
 def test_a_new_window_has_a_budget_of_its_own(runtime):
@@ -113,6 +122,8 @@ def test_a_new_window_has_a_budget_of_its_own(runtime):
         ({"limit": 0}, "limit: expected a number above 0"),
         ({"audit": 1.5}, "audit: expected"),
         ({"window": 50}, "window: 50 samples tell too little"),
+        ({"window": "x"}, "window: expected a whole number"),
+        ({"limit": "x"}, "limit: expected a number"),
     ],
 )
 def test_options_that_promise_nothing(runtime, options, words):

@@ -346,3 +346,5 @@ def test_heads_that_a_bundle_lacks_cannot_be_audited(model):
 def test_settings_of_thresholds_that_do_not_adapt_are_refused(given):
     with pytest.raises(xl.errors.InputError, match="adapt: state and propose are for thresholds that adapt"):
         Adapting(**given)
+    with pytest.raises(xl.errors.InputError, match="limited: expected one of"):
+        Adapting(adapt=0.1, limited="accuracy")

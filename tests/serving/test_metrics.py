@@ -45,7 +45,15 @@ def fill(metrics):
     metrics.set_version("photos", "2", (0.25, 0.5, 1.0))
     for taken, lost in ((100, 1), (300, 3)):  # what was counted before is not this process's
         counts = {"taken": taken, "audited": taken // 50, "lost": lost, "alarms": lost // 3}
-        window = {"window_taken": taken, "window_lost": lost, "window_open": 0, "window": 0, "labelled": 0, "final_wrong": 0}
+        window = {
+            "window_taken": taken,
+            "window_lost": lost,
+            "window_open": 0,
+            "window": 0,
+            "labelled": 0,
+            "final_wrong": 0,
+            "relearning": False,
+        }
         metrics.observe_adapting("photos", AdaptiveStatus(**counts, **window, thresholds=(0.5, math.inf)), 12)
     return metrics
 

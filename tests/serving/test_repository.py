@@ -3,9 +3,12 @@
 import shutil
 
 import pytest
+from filelock import FileLock
 
 import exitlens as xl
+from exitlens.model.engine import journal
 from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Adapting
 from tests.serving.conftest import save_small
 
 
@@ -49,5 +52,27 @@ def test_a_bundle_that_is_still_being_copied_is_tried_again(tmp_path, caplog, mo
         monkeypatch.setattr(repository, "_start", start_late)
         assert repository.reload() == []  # all ends meanwhile: the new version is closed
         assert not late[0]._thread.is_alive()
+    finally:
+        repository.close()
+
+
+@pytest.mark.slow
+def test_a_version_whose_journal_is_still_taken_is_tried_again(tmp_path, monkeypatch):
+    """Such as one that came back while requests of its first time were being answered."""
+    monkeypatch.setattr(journal, "PATIENCE", 0.0)
+    adapting = Adapting(adapt=0.3, audit=0.5, window=200, state=tmp_path / "state")
+    save_small(tmp_path / "b", 0.5, 0.5)
+    repository = Repository({"b": tmp_path / "b"}, adapting=adapting)
+    try:
+        first = repository.find().model.version
+        save_small(tmp_path / "b", 0.6, 0.6)
+        assert repository.reload() == ["b"]
+        second = repository.find().model.version
+        with FileLock(tmp_path / "state" / "b" / first / "0.lock"):  # as the old one would hold it
+            save_small(tmp_path / "b", 0.5, 0.5)
+            assert repository.reload() == []
+            assert repository.find().model.version == second
+        assert repository.reload() == ["b"]
+        assert repository.find().model.version == first
     finally:
         repository.close()

@@ -6,6 +6,6 @@ from exitlens.types import AdaptiveStatus
 
 
 def test_a_status_in_words():
-    status = AdaptiveStatus(12_000, 240, 3, 0, 2000, 1, 0, 2, 0, 0, (0.9,))
+    status = AdaptiveStatus(12_000, 240, 3, 0, 2000, 1, 0, 2, 0, 0, False, (0.9,))
     assert str(status) == "240 of 12,000 samples audited, 3 early answers found wrong"
     assert str(replace(status, alarms=2)).endswith("; 2 sudden changes")

@@ -415,7 +415,8 @@ def test_labels_come_later_by_the_id_of_their_request(adapting_client, images):
     [
         (b"no", "body: expected"),
         (b"[1]", "body: expected"),
-        (b'{"id": 3, "labels": []}', "id, labels: expected a text, and a list of at most 256"),
+        (b'{"id": 3, "labels": []}', "id, labels: expected a text of at most 128, and a list of at most 256 labels"),
+        (b'{"id": "%s", "labels": []}' % (b"a" * 200), "id, labels: expected a text of at most 128"),
         (b'{"id": "a", "labels": [4]}', "labels: expected 0 to 3 or a class's name, got 4"),
         (b'{"id": "a", "labels": ["fly"]}', "got 'fly'"),
         (b'{"id": "a", "labels": [true]}', "got True"),
@@ -426,3 +427,13 @@ def test_feedback_that_is_refused(adapting_client, client, body, words):
     answer = adapting_client.post("/v2/models/tiny/feedback", content=body)
     assert (answer.status_code, words in answer.json()["error"]) == (400, True)
     assert "serve it with --adapt" in client.post("/v2/models/tiny/feedback", content=body).json()["error"]
+
+
+def test_explanations_are_of_the_exit_that_answered(adapting_client, picture):
+    adaptive = adapting_client.get("/models").json()["models"][0]["adaptive"]
+    assert adaptive["thresholds"] == [0.8, 0.7]
+    head = {"accept": "application/json"}
+    shown = [adapting_client.post("/explain", content=picture, headers=head).json() for _ in range(12)]
+    assert {each["promise"] for each in shown} == {"adaptive"}
+    assert sum(each["answered"] == 2 for each in shown) >= 8  # nine of ten are audited
+    assert adapting_client.get("/models").json()["models"][0]["adaptive"]["taken"] == 12
