@@ -101,7 +101,7 @@ class _Waiting(NamedTuple):
 
 
 class Coins(NamedTuple):
-    """What was drawn for samples that were taken in."""
+    """Which of the samples that were taken in are audited, and where they stand."""
 
     audited: Tensor  # (n,) bool
     first: int  # the first one's number, among those of the object
