@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
-from exitlens.model.engine.adapting import AuditedRouter
+from exitlens.model.engine.auditing import AuditedRouter
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.serving.models import Array, ServedModel

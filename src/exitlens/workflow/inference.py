@@ -19,7 +19,8 @@ from exitlens.data.streams import open_stream
 from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
-from exitlens.model.engine.adapting import Adaptive, open_router
+from exitlens.model.engine.adapting import Adaptive
+from exitlens.model.engine.auditing import open_router
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.model.heads import require_maps

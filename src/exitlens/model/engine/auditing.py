@@ -1,0 +1,154 @@
+"""The router of a policy that adapts: audited samples go on to the final exit, and what they show is told to the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from exitlens.functional.maps import divergence, on_common_grid
+from exitlens.model.cutting.split import Activations
+from exitlens.model.engine.adapting import Adaptive, Observed
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.router import ExitBatch, Router
+from exitlens.types import Policy
+from exitlens.types.tasks import are_same, read_answers
+
+OPEN = 4  # no more than a quarter of the audited losses that end early answers may be open
+
+
+def open_router(
+    engine: Engine, policy: Policy | Adaptive, cost: Tensor, attention: bool = False, micro_batch: int = 0
+) -> Router:
+    """Return the router for a policy; ``cost`` ``(K,)`` is the network's."""
+    if isinstance(policy, Adaptive):
+        return AuditedRouter(engine, policy, cost, attention, micro_batch)
+    return Router(engine, policy, attention, micro_batch)
+
+
+@dataclass
+class _Seen:
+    """A sample that is observed on its way."""
+
+    name: str
+    is_audited: bool
+    scores: list[float] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+    maps: list[Tensor] = field(default_factory=list)  # for a limit on divergence
+    exit: int | None = None  # where it would have left, in this window
+    window: int = -1
+
+
+class AuditedRouter(Router):
+    """Routes by an :class:`~exitlens.Adaptive`, and tells it what was observed."""
+
+    def __init__(
+        self, engine: Engine, adaptive: Adaptive, cost: Tensor, attention: bool = False, micro_batch: int = 0
+    ) -> None:
+        self._last = adaptive.policy.num_exits - 1
+        super().__init__(engine, adaptive.policy, attention, micro_batch, self._decide, range(self._last))
+        self._adaptive, self._cost, self._seen = adaptive, cost.cpu(), dict[int, _Seen]()
+        self._most_open = max(1, adaptive.most // OPEN)
+        self._window, self._start = -1, 0  # of the samples taken in last, and the place of the window's first
+
+    def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
+        """Take samples in, few enough at a time that most of their audits are done before others may leave."""
+        size = max(1, int(self._most_open / self._adaptive.audit / self._last))
+        routed = []
+        for at in range(0, len(where), size):
+            part = slice(at, at + size)
+            self._toss(where[part])
+            routed += super().feed(where[part], tuple(t[part] for t in activations))
+            if not self.micro_batch or sum(row.exit is not None for row in self._seen.values()) > self._most_open:
+                routed += self.flush()
+        return routed
+
+    def admit(self, where: Tensor, activations: Activations, since: float, name: str = "") -> None:
+        """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`.
+
+        ``name`` is their request's, by which feedback calls them.
+        """
+        self._toss(where, name)
+        super().admit(where, activations, since)
+
+    def _toss(self, where: Tensor, name: str = "") -> None:
+        audited, first, window = self._adaptive.draw(len(where))
+        if window != self._window:
+            self._window, self._start = window, int(where[0])
+        observes_all = self._adaptive.is_relearning and self._adaptive.act
+        rows = torch.ones_like(audited) if observes_all else audited
+        for i in rows.nonzero().flatten().tolist():
+            called = f"{name}/{i}" if name else str(first + i)
+            self._seen[int(where[i])] = _Seen(called, bool(audited[i]))
+
+    def discard(self, gone: Tensor) -> None:
+        """Drop the samples at these places."""
+        super().discard(gone)
+        for place in gone.tolist():
+            row = self._seen.pop(place, None)
+            if row is not None and row.is_audited and row.exit is not None:
+                self._adaptive.give_up(row.window)
+
+    def _run(self, k: int) -> None:
+        self.policy, count, asked = self._adaptive.policy, len(self._routed), self.attention
+        self.attention = asked or self._adaptive.of == "divergence"
+        try:
+            super()._run(k)
+        finally:
+            self.attention = asked
+        for part in self._routed[count:] if self._seen else ():
+            rows = [self._seen.pop(place, None) for place in part.where.tolist()]
+            if part.exit == self._last:
+                self._learn(part, rows)
+        if not asked:
+            self._routed[count:] = [part._replace(attention=None) for part in self._routed[count:]]
+
+    def _decide(self, batch: ExitBatch, fired: Tensor) -> Tensor:
+        rows = [self._seen.get(place) for place in batch.where.tolist()] if self._seen else []
+        observed = [(i, row) for i, row in enumerate(rows) if row is not None]
+        if not observed:
+            leaving = self._adaptive.decide(
+                self._may_fire(batch, fired), torch.zeros(len(fired), dtype=torch.bool), self._window
+            )
+            return leaving.to(fired.device)
+        scores = (batch.scores if batch.trust is None else batch.trust).float().tolist()
+        answers = read_answers(batch.probabilities, self.policy.task).cpu()
+        fired, audited = self._may_fire(batch, fired), torch.zeros(len(rows), dtype=torch.bool)
+        for i, row in observed:
+            row.scores.append(scores[i])
+            row.answers.append(answers[i])
+            if batch.attention is not None and self._adaptive.of == "divergence":
+                row.maps.append(batch.attention[i])
+            audited[i] = row.is_audited
+            fired[i] &= row.exit is None  # it would have left before
+        leaving = self._adaptive.decide(fired, audited, self._window)
+        for i, row in observed:
+            if leaving[i]:
+                row.exit, row.window = batch.exit, self._window
+        return (leaving & ~audited).to(batch.where.device)
+
+    def _may_fire(self, batch: ExitBatch, fired: Tensor) -> Tensor:
+        """Return which samples may leave: not those of a window before."""
+        return fired.cpu() & (batch.where.cpu() >= self._start) if self._adaptive.act else fired.cpu()
+
+    def _learn(self, part: ExitBatch, rows: list[_Seen | None]) -> None:
+        kept = [i for i, row in enumerate(rows) if row is not None]
+        seen = [row for row in rows if row is not None]
+        if not seen:
+            return
+        final = read_answers(part.probabilities[kept], self.policy.task).cpu()
+        answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
+        losses = (~are_same(answers, final[:, None], self.policy.task)).float()
+        if self._adaptive.of == "divergence":
+            assert part.attention is not None
+            maps = [torch.stack([row.maps[k] for row in seen]).float() for k in range(self._last)]
+            last = part.attention[kept].float()
+            losses = torch.stack([divergence(*on_common_grid(each, last)) for each in maps], 1).cpu()
+        every = torch.cat([answers, final[:, None]], 1)
+        scores = torch.tensor([row.scores for row in seen])
+        exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
+        audited = torch.tensor([row.is_audited for row in seen])
+        windows = torch.tensor([row.window for row in seen])
+        names = tuple(row.name for row in seen)
+        self._adaptive.learn(Observed(scores, losses, exits, audited, windows, names, every), self._cost)
