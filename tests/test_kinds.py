@@ -59,6 +59,19 @@ def test_maps_are_judged(trained):
         xl.measure_faithfulness(net, test)
 
 
+@pytest.mark.parametrize("of", ["divergence", "binding"])
+def test_thresholds_adapt_to_what_maps_show(trained, of):
+    kind, net, test = trained
+    adaptive = xl.Adaptive(xl.Policy((0.5, 0.5)), limit=0.9, of=of, audit=0.5, window=1000, seed=0)
+    if kind is KINDS["vector"]:
+        with pytest.raises(xl.errors.InputError, match=f"a limit on {of} needs attention maps"):
+            xl.predict(net, test.inputs, adaptive)
+        return
+    assert len(xl.predict(net, test.inputs, adaptive)) == 60
+    assert adaptive.status.window_open == 0
+    assert 0 < adaptive.status.lost < adaptive.status.audited
+
+
 def test_bundles_say_the_same(trained, tmp_path):
     kind, net, test = trained
     policy = xl.Policy((0.5, 0.5))

@@ -26,7 +26,7 @@ from exitlens.types.adapting import LimitedLoss
 NORMAL = 1.96  # standard errors to either side of a 95 % interval
 SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower
 PARTS, LEAST = 48, 40  # parts of a picture at most, and audits in each at least
-LOSSES = {"disagreement": "other answers, %", "divergence": "divergence, %"}
+LOSSES = {"disagreement": "other answers, %", "divergence": "divergence, %", "binding": "answers that do not bind, %"}
 BEST = "best in hindsight"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
-from exitlens.model.engine.auditing import AuditedRouter
+from exitlens.model.engine.auditing import AuditedRouter, Recomposing
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.serving.models import Array, ServedModel
@@ -239,7 +239,13 @@ class Cascade:
             override, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
             policy, adaptive = self.model.policies[terms.policy], self.model.adaptive
             self._routers[key] = (
-                AuditedRouter(self.engine, adaptive, torch.tensor(self.model.cost), micro_batch=self.size)
+                AuditedRouter(
+                    self.engine,
+                    adaptive,
+                    torch.tensor(self.model.cost),
+                    micro_batch=self.size,
+                    recomposing=Recomposing(self.model.info.modality, self.model.spec.names, self.model.info.place),
+                )
                 if adaptive is not None and terms.are_default
                 else Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)
             )

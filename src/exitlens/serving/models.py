@@ -33,6 +33,7 @@ from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
+from exitlens.workflow.inference import check_policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TINY = 1e-6  # rounding of costs
@@ -163,6 +164,8 @@ def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
     policy, window = model.policies[DEFAULT], adapting.window or None
     adaptive = Adaptive(policy, adapting.adapt, of=adapting.limited, audit=adapting.audit, window=window)
     adaptive.act = not adapting.propose
+    if model.net is not None:
+        check_policy(model.net, adaptive)
     if adapting.state is not None:
         adaptive.keep(adapting.state / model.name / model.version, adapting.processes)
     return replace(model, adaptive=adaptive)

@@ -66,7 +66,8 @@ class Adapting:
 
     Attributes:
         adapt: Share of the answers that may differ from the final exit's; 0 means that thresholds stay as they are.
-        limited: With `adapt`: what it limits, `disagreement`, or the mean `divergence` of maps from the final exit's.
+        limited: With `adapt`: what it limits, `disagreement`, the mean `divergence` of maps from the final exit's, or
+            `binding` (early answers that change if all outside their maps' top fifth is replaced).
         audit: With `adapt`: share of the samples that the final exit checks.
         window: With `adapt`: samples that share a budget of other answers; 0 means as many as make 2,000 of them.
         state: With `adapt`: folder in which the processes share what they learn, and from which they go on after a restart.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-LimitedLoss = Literal["disagreement", "divergence"]  # of early answers, from the final exit's
+LimitedLoss = Literal["disagreement", "divergence", "binding"]  # of early answers, from the final exit's
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.adapting import Adaptive
-from exitlens.model.engine.auditing import open_router
+from exitlens.model.engine.auditing import Recomposing, open_router
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.model.heads import require_maps
@@ -57,7 +57,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attentio
         (torch.Size([8]), torch.Size([8]), 8)
     """
     require(net, ExitNet, "net")
-    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
+    check_policy(net, policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(inputs, Tensor | Mapping):
@@ -66,9 +66,23 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attentio
         raise InputError(f"inputs: expected a torch.Tensor or a dict of them, one batch, got {type(inputs).__name__}{hint}")
     with net.open_engine() as engine:
         activations = net.check_input(inputs, "inputs")
-        router = open_router(engine, policy, net.cost, attention, engine.tuning.micro_batch)
+        router = open_router(engine, policy, net.cost, attention, engine.tuning.micro_batch, describe_recomposing(net))
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(net, router.run(where, activations))
+
+
+def describe_recomposing(net: ExitNet) -> Recomposing:
+    """Return how the network's inputs are put together."""
+    return Recomposing(net.input_spec.modality, net.input_spec.names, net.info.place)
+
+
+def check_policy(net: ExitNet, policy: Policy | Adaptive) -> None:
+    """Raise :class:`PolicyError` for a policy of another network, :class:`InputError` for a limit on maps without any."""
+    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
+    if isinstance(policy, Adaptive) and policy.of != "disagreement":
+        require_maps(net.heads, f"a limit on {policy.of}")
+        if policy.of == "binding":
+            net.input_spec.modality.check_deletion(net.input_spec)
 
 
 def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
@@ -131,7 +145,7 @@ def predict_stream(
         4
     """
     require(net, ExitNet, "net")
-    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
+    check_policy(net, policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
@@ -228,7 +242,8 @@ class _Stream:
     def _continue_with(self, engine: Engine) -> Router:
         """Return the router with the current engine: the network's weights may have changed, its tuning must not."""
         if self.router is None:
-            self.router = open_router(engine, self.policy, self.net.cost, self.attention)
+            recomposing = describe_recomposing(self.net)
+            self.router = open_router(engine, self.policy, self.net.cost, self.attention, recomposing=recomposing)
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
             raise EngineError("net: it was tuned or compiled while it answered a stream. Fix: tune before or after it.")

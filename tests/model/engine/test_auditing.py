@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 
 import exitlens as xl
 from exitlens.errors import InputError
+from exitlens.functional.maps import geometric_mean
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.model.engine import adapting
 from exitlens.model.engine.auditing import AuditedRouter, open_router
@@ -266,3 +267,41 @@ def test_an_open_audit_that_is_dropped_is_lost():
     count = adaptive.status.window_open
     router.discard(torch.arange(4))
     assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, count)
+
+
+def test_a_limit_on_binding_is_told_which_answers_rest_on_their_maps(images):
+    """By hand: the top fifth of the exit's map stays, and the rest comes from the audited sample before, without its object."""
+    net = make_net()
+    adaptive = watch((0.5, 0.5), audit=0.99, of="binding")
+    pred = xl.predict(net, images, adaptive)
+    seen, losses, *_ = adaptive.join()
+    rows = [int((score_early_exits(xl.collect(net, images), adaptive.policy) - row).abs().sum(1).argmin()) for row in seen]
+    with torch.no_grad():
+        outputs, modality, expected, donor = net.eval()(images), net.input_spec.modality, [], None
+        for i in rows:
+            image, maps = images[i : i + 1], [net.info.place(k, out.attention[i : i + 1]) for k, out in enumerate(outputs)]
+            if donor is None:
+                expected.append([1.0, 1.0])
+            else:
+                mixed = [modality.keep_only(image, donor, modality.choose_region(maps[k], image, 0.2)) for k in (0, 1)]
+                expected.append(
+                    [float(net(x)[k].logits.argmax() != outputs[k].logits[i].argmax()) for k, x in enumerate(mixed)]
+                )
+            donor = modality.paint_over(image, modality.choose_region(geometric_mean(maps), image, 0.4))
+    assert losses.tolist() == expected
+    assert 0 < losses[1:].mean() < 1
+    assert pred.attention is None
+    with pytest.raises(InputError, match="labels tell nothing of binding"):
+        adaptive.feedback("0", 1)
+    with pytest.raises(InputError, match="a trace does not tell binding"):
+        adaptive.replay(xl.collect(net, images))
+    with pytest.raises(InputError, match="limit: the policy was not calibrated with one"):
+        xl.Adaptive(xl.Policy((0.5, 0.5)), of="binding")
+
+
+def test_samples_of_another_size_have_no_sample_before(images):
+    net, adaptive = make_net(), watch((0.5, 0.5), audit=0.99, of="binding")
+    xl.predict(net, images[:3], adaptive)
+    xl.predict(net, torch.cat([images, images], 3)[:3], adaptive)
+    losses = [part.losses for part in adaptive.told]
+    assert losses[0][0].tolist() == losses[-1][0].tolist() == [1, 1]

@@ -30,6 +30,7 @@ from exitlens.functional.routing import fires, score_early_exits
 from exitlens.model.engine.journal import Journal, Line
 from exitlens.types import AdaptiveStatus, Policy, Trace
 from exitlens.types.adapting import LimitedLoss
+from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, NumberRule, check_choice, check_number
 from exitlens.types.tasks import are_same
 
@@ -121,8 +122,10 @@ class Adaptive:
     Args:
         policy: to start from; its score, temperatures and gate stay.
         limit: on the share of answers that are not the final exit's, in ``(0, 1)``; default: that of the policy's request.
-        of: what the limit is on: ``disagreement``, or ``divergence``, the mean over all answers of how far the early exit's
-            attention is from the final exit's (Jensen-Shannon over ln 2, as in a :class:`Trace`).
+        of: what the limit is on: ``disagreement``; ``divergence``, the mean over all answers of how far the early exit's
+            attention is from the final exit's (Jensen-Shannon over ln 2, as in a :class:`Trace`); or ``binding``, the share
+            of early answers that do not rest on their maps: they change if all outside the top fifth of the map comes from
+            the audited sample before, without its object.
         delta: the largest chance that the promise is broken.
         audit: share of the samples that are audited.
         window: samples that share a budget of ``limit * window`` wrong answers; default: as many as make 2,000.
@@ -165,7 +168,7 @@ class Adaptive:
             raise InputError("policy: its network has no early exits, so there is nothing to adapt. Fix: attach one.")
         check_choice("of", of, get_args(LimitedLoss))
         if limit is None and policy.calibration is not None:
-            limit = getattr(policy.calibration.request, f"max_{of}")
+            limit = getattr(policy.calibration.request, f"max_{of}", None)
         if limit is None:
             raise InputError("limit: the policy was not calibrated with one. Fix: pass limit=0.02, or another share.")
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
@@ -186,6 +189,9 @@ class Adaptive:
         self._names: list[str] = []  # of the same samples
         self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
         self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
+        self.donor: Inputs | None = (
+            None  # the inputs of the sample observed last, without its object, for a limit on binding
+        )
         self._before = 0  # samples that were taken in before this object
         self._journal: Journal | None = None
         self._has_failed = self._is_closed = False  # the journal cannot be written, or was given back
@@ -198,7 +204,7 @@ class Adaptive:
 
     def _find_most(self, delta: float) -> float:
         given = self.limit, self.window, self.audit, delta
-        most = find_most(*given) if self.of == "disagreement" else find_largest_sum(*given)
+        most = find_largest_sum(*given) if self.of == "divergence" else find_most(*given)
         if most >= 1:
             return most
         raise InputError(
@@ -416,14 +422,14 @@ class Adaptive:
         request's id and its row (``"id/0"``), which any process of a folder takes. ``label`` is the number of a class, or
         the numbers of all its labels. It may come twice. The latest 10,000 audited samples wait for their labels.
 
-        Raises :class:`InputError` for another label, and with a limit on divergence, of which labels tell nothing.
+        Raises :class:`InputError` for another label, and with a limit on divergence or binding, of which labels tell nothing.
 
         Examples:
             >>> xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).feedback("12", 1)  # nobody has answered it
             False
         """
-        if self.of == "divergence":
-            raise InputError("of: labels tell nothing of divergence. Fix: use of='disagreement'.")
+        if self.of != "disagreement":
+            raise InputError(f"of: labels tell nothing of {self.of}. Fix: use of='disagreement'.")
         told = self._read_label(label)
         with self._lock:
             is_known = self._apply_label(name, told)
@@ -487,7 +493,8 @@ class Adaptive:
     def replay(self, trace: Trace, batch_size: int = 64) -> Tensor:
         """Answer the samples of a trace in their order, in batches that are answered one after the other.
 
-        Returns the exits ``(N,)`` that answered. Coins are tossed, and what is learnt stays.
+        Returns the exits ``(N,)`` that answered. Coins are tossed, and what is learnt stays. A trace does not tell binding:
+        with a limit on it, this raises :class:`InputError`.
 
         Examples:
             >>> exits = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.2, seed=0).replay(trace)
@@ -495,6 +502,8 @@ class Adaptive:
             torch.Size([64])
         """
         self.policy.check(trace.num_exits, trace.network, trace.task)
+        if self.of == "binding":
+            raise InputError("of: a trace does not tell binding. Fix: answer the samples themselves, by predict_stream.")
         losses = (disagreement(trace) if self.of == "disagreement" else trace.divergence)[:, :-1].float()
         scores = score_early_exits(trace, self._chosen)
         last, taken = trace.num_exits - 1, []

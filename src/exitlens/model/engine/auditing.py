@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from exitlens.functional.maps import divergence, on_common_grid
+from exitlens.functional.maps import divergence, geometric_mean, on_common_grid
+from exitlens.modalities.base import Modality
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.adapting import Adaptive, Observed
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.types import Policy
+from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.tasks import are_same, read_answers
 
+SHOWN = 0.2  # share of the locations at the top of a map outside which inputs are replaced
+OBJECT = 0.4  # share of the locations that may be an object's, as in certificates of binding
 OPEN = 4  # no more than a quarter of the audited losses that end early answers may be open
 
 
 def open_router(
-    engine: Engine, policy: Policy | Adaptive, cost: Tensor, attention: bool = False, micro_batch: int = 0
+    engine: Engine,
+    policy: Policy | Adaptive,
+    cost: Tensor,
+    attention: bool = False,
+    micro_batch: int = 0,
+    recomposing: Recomposing | None = None,
 ) -> Router:
-    """Return the router for a policy; ``cost`` ``(K,)`` is the network's."""
+    """Return the router for a policy; ``cost`` ``(K,)`` is the network's. A limit on binding needs ``recomposing``."""
     if isinstance(policy, Adaptive):
-        return AuditedRouter(engine, policy, cost, attention, micro_batch)
+        return AuditedRouter(engine, policy, cost, attention, micro_batch, recomposing)
     return Router(engine, policy, attention, micro_batch)
+
+
+class Recomposing(NamedTuple):
+    """How inputs are put together: their kind, their names, and where an exit's map lies."""
+
+    modality: Modality
+    names: tuple[str, ...]  # of several tensors; empty: one
+    place: Callable[[int, Tensor], Tensor]
+
+    def to_inputs(self, tensors: Activations) -> Inputs:
+        """Return what the network takes."""
+        return dict(zip(self.names, tensors, strict=True)) if self.names else tensors[0]
+
+    def replace_outside(self, k: int, maps: Tensor, inputs: Inputs, donor: Inputs) -> Activations:
+        """Return inputs of which only the top fifth of exit k's maps ``(n,*S)`` stays."""
+        region = self.modality.choose_region(self.place(k, maps), inputs, SHOWN)
+        return list_tensors(self.modality.keep_only(inputs, donor, region))
+
+    def hide_object(self, maps: list[Tensor], inputs: Inputs) -> Inputs:
+        """Return inputs without the top of their mean map, so that their object does not come along."""
+        mean = geometric_mean([self.place(k, each) for k, each in enumerate(maps)])
+        return self.modality.paint_over(inputs, self.modality.choose_region(mean, inputs, OBJECT))
 
 
 @dataclass
@@ -35,7 +68,8 @@ class _Seen:
     is_audited: bool
     scores: list[float] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
-    maps: list[Tensor] = field(default_factory=list)  # for a limit on divergence
+    maps: list[Tensor] = field(default_factory=list)  # for a limit on divergence or binding
+    inputs: Activations = ()  # for a limit on binding
     exit: int | None = None  # where it would have left, in this window
     window: int = -1
 
@@ -44,12 +78,19 @@ class AuditedRouter(Router):
     """Routes by an :class:`~exitlens.Adaptive`, and tells it what was observed."""
 
     def __init__(
-        self, engine: Engine, adaptive: Adaptive, cost: Tensor, attention: bool = False, micro_batch: int = 0
+        self,
+        engine: Engine,
+        adaptive: Adaptive,
+        cost: Tensor,
+        attention: bool = False,
+        micro_batch: int = 0,
+        recomposing: Recomposing | None = None,
     ) -> None:
         self._last = adaptive.policy.num_exits - 1
         super().__init__(engine, adaptive.policy, attention, micro_batch, self._decide, range(self._last))
         self._adaptive, self._cost, self._seen = adaptive, cost.cpu(), dict[int, _Seen]()
         self._most_open = max(1, adaptive.most // OPEN)
+        self._recomposing = recomposing
         self._window, self._start = -1, 0  # of the samples taken in last, and the place of the window's first
 
     def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
@@ -58,8 +99,9 @@ class AuditedRouter(Router):
         routed = []
         for at in range(0, len(where), size):
             part = slice(at, at + size)
-            self._toss(where[part])
-            routed += super().feed(where[part], tuple(t[part] for t in activations))
+            given = tuple(t[part] for t in activations)
+            self._toss(where[part], given)
+            routed += super().feed(where[part], given)
             if not self.micro_batch or sum(row.exit is not None for row in self._seen.values()) > self._most_open:
                 routed += self.flush()
         return routed
@@ -69,10 +111,10 @@ class AuditedRouter(Router):
 
         ``name`` is their request's, by which feedback calls them.
         """
-        self._toss(where, name)
+        self._toss(where, activations, name)
         super().admit(where, activations, since)
 
-    def _toss(self, where: Tensor, name: str = "") -> None:
+    def _toss(self, where: Tensor, activations: Activations, name: str = "") -> None:
         audited, first, window = self._adaptive.draw(len(where))
         if window != self._window:
             self._window, self._start = window, int(where[0])
@@ -80,7 +122,9 @@ class AuditedRouter(Router):
         rows = torch.ones_like(audited) if observes_all else audited
         for i in rows.nonzero().flatten().tolist():
             called = f"{name}/{i}" if name else str(first + i)
-            self._seen[int(where[i])] = _Seen(called, bool(audited[i]))
+            row = self._seen[int(where[i])] = _Seen(called, bool(audited[i]))
+            if self._adaptive.of == "binding":
+                row.inputs = tuple(t[i : i + 1].clone() for t in activations)
 
     def discard(self, gone: Tensor) -> None:
         """Drop the samples at these places."""
@@ -92,7 +136,7 @@ class AuditedRouter(Router):
 
     def _run(self, k: int) -> None:
         self.policy, count, asked = self._adaptive.policy, len(self._routed), self.attention
-        self.attention = asked or self._adaptive.of == "divergence"
+        self.attention = asked or self._adaptive.of != "disagreement"
         try:
             super()._run(k)
         finally:
@@ -118,7 +162,7 @@ class AuditedRouter(Router):
         for i, row in observed:
             row.scores.append(scores[i])
             row.answers.append(answers[i])
-            if batch.attention is not None and self._adaptive.of == "divergence":
+            if batch.attention is not None and self._adaptive.of != "disagreement":
                 row.maps.append(batch.attention[i])
             audited[i] = row.is_audited
             fired[i] &= row.exit is None  # it would have left before
@@ -140,11 +184,16 @@ class AuditedRouter(Router):
         final = read_answers(part.probabilities[kept], self.policy.task).cpu()
         answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
         losses = (~are_same(answers, final[:, None], self.policy.task)).float()
-        if self._adaptive.of == "divergence":
+        if self._adaptive.of != "disagreement":
             assert part.attention is not None
             maps = [torch.stack([row.maps[k] for row in seen]).float() for k in range(self._last)]
-            last = part.attention[kept].float()
-            losses = torch.stack([divergence(*on_common_grid(each, last)) for each in maps], 1).cpu()
+            maps.append(part.attention[kept].float())
+            if self._adaptive.of == "divergence":
+                losses = torch.stack([divergence(*on_common_grid(each, maps[-1])) for each in maps[:-1]], 1).cpu()
+            else:
+                losses = torch.cat(
+                    [self._lose_outside(seen[i], [each[i : i + 1] for each in maps]) for i in range(len(seen))]
+                )
         every = torch.cat([answers, final[:, None]], 1)
         scores = torch.tensor([row.scores for row in seen])
         exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
@@ -152,3 +201,23 @@ class AuditedRouter(Router):
         windows = torch.tensor([row.window for row in seen])
         names = tuple(row.name for row in seen)
         self._adaptive.learn(Observed(scores, losses, exits, audited, windows, names, every), self._cost)
+
+    def _lose_outside(self, row: _Seen, maps: list[Tensor]) -> Tensor:  # (1,*S) each -> (1,K-1)
+        """Return which early answers change if all outside their maps' top fifth comes from the sample observed before.
+
+        The first sample has none before it, and counts as if all changed; so does one of another size.
+        """
+        recomposing, engine = self._recomposing, self.engine
+        assert recomposing is not None, "a limit on binding needs it"
+        inputs, donor = recomposing.to_inputs(row.inputs), self._adaptive.donor
+        self._adaptive.donor = recomposing.hide_object(maps, inputs)
+        if donor is None or [t.shape for t in list_tensors(donor)] != [t.shape for t in row.inputs]:
+            return torch.ones(1, self._last)
+        changed = []
+        for k in range(self._last):
+            activations = engine.enter(recomposing.replace_outside(k, maps[k], inputs, donor))
+            for j in range(k):
+                activations = engine.run_stage(j, activations)
+            _, p, *_ = engine.run_exit(k, activations, self.policy.temperatures[k], self.policy.score)
+            changed.append(~are_same(read_answers(p, self.policy.task).cpu()[0], row.answers[k], self.policy.task))
+        return torch.stack(changed).float()[None]

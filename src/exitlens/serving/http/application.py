@@ -235,7 +235,7 @@ class _Routes:
         body = await request.body()
         model = self.repository.find(*_name(request)).model
         find_exchange(request.scope).model = model.name
-        if model.adaptive is None or model.adaptive.of == "divergence":
+        if model.adaptive is None or model.adaptive.of != "disagreement":
             raise RequestError(
                 f"{model.name}: labels are for a limit on disagreement. Fix: serve it with --adapt 0.02, or another limit."
             )
