@@ -30,6 +30,7 @@ from exitlens.functional.calibration import run_calibration
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.model.engine.adapting import Observed
+from exitlens.model.engine.journal import SCORED_BY
 
 LIMIT, DELTA, CALIBRATION = 0.02, 0.1, 1000
 STREAMS, LENGTH, WARM = 200, 60_000, 20_000  # streams of a cell, their samples, and those before costs count
@@ -82,8 +83,11 @@ def follow_day(quick: bool = False) -> Tree:
     """Return the course of a day on which colours change four times, as ``exitlens replay`` draws it."""
     traces, rng = load_traces("scenes"), torch.Generator().manual_seed(0)
     length = 3000 if quick else LENGTH
-    policy = xl.calibrate(traces["known"].first(CALIBRATION), max_disagreement=LIMIT, delta=DELTA)
-    stream, adaptive = draw_stream(traces, "scenes", "recurring", length, rng), Kept(policy, delta=DELTA, seed=0)
+    policy = xl.calibrate(traces["known"].select(torch.arange(CALIBRATION)), max_disagreement=LIMIT, delta=DELTA)
+    stream, adaptive = (
+        draw_stream(traces, "scenes", "recurring", length, rng),
+        RecordingAdaptive(policy, delta=DELTA, seed=0),
+    )
     for rows in torch.arange(length).split(STEP):
         adaptive.replay(stream.select(rows))
         adaptive.levels.append((DAY * adaptive.status.taken / length, adaptive.policy.thresholds))
@@ -94,15 +98,13 @@ def follow_day(quick: bool = False) -> Tree:
     times = torch.cat([torch.full((len(part.exits),), DAY * taken / length) for taken, part in adaptive.seen]).double()
     chosen = seen["audited"]
     moved = [pair for i, pair in enumerate(adaptive.levels) if not i or pair[1] != adaptive.levels[i - 1][1]]
-    facts = {"limit": LIMIT, "of": "disagreement"} | {
-        name: policy.to_dict()[name] for name in ("score", "temperatures", "gate")
-    }
+    facts = {"limit": LIMIT, "of": "disagreement"} | {name: policy.to_dict()[name] for name in SCORED_BY}
     log = Log(times[chosen], *(seen[name][chosen] for name in ("scores", "losses", "exits")), moved, facts)
     course = asdict(summarize_course(log, {"fixed": policy}, stream.cost.tolist()))
     return course | {"levels": [[min(level, NEVER) for level in levels] for levels in course["levels"]]}
 
 
-class Kept(xl.Adaptive):
+class RecordingAdaptive(xl.Adaptive):
     """Keeps what it is told, and its thresholds over time."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
@@ -228,7 +230,7 @@ def run_apparate(stream: xl.Trace, policy: xl.Policy) -> Tensor:  # -> (N,)
 
 
 def run_bandit(stream: xl.Trace) -> Tensor:  # -> (N,)
-    """Answer by a bandit without labels, as UAT describes itself (arXiv 2509.23666; its code was not at hand).
+    """Answer by a bandit without labels, as UAT describes itself (arXiv 2509.23666; we did not have its code).
 
     The arms are thresholds of all exits, chosen by UCB1; the reward is the confidence at the exit that answers, counted as far
     as the exit before agrees, less the price of the computation.

@@ -460,7 +460,7 @@ def replay(
     if out is not None:
         make_directory(out.parent, "out")
         replays.draw_course(replays.summarize_course(read, model.policies, model.cost)).savefig(out)
-    left_out = [name for name, policy in model.policies.items() if not replays.is_alike(policy, read)]
+    left_out = [name for name, policy in model.policies.items() if not replays.compares_logged_scores(policy, read)]
     notes = [f"policies that compare other scores: {', '.join(left_out)}"] if left_out else []
     values = {"audits": len(read), "limit": read.facts["limit"], "rows": [asdict(row) for row in rows]}
     show(json_, values, f"{len(read):,} checked samples", replays.tabulate_replay(rows, read.facts["of"]), notes)

@@ -19,7 +19,7 @@ from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.io import read_json
 from exitlens.model.engine.adapting import Observed, read_observed
-from exitlens.model.engine.journal import SETTINGS, Line, list_files, read_lines
+from exitlens.model.engine.journal import SCORED_BY, SETTINGS, Line, list_files, read_lines
 from exitlens.types import Policy
 from exitlens.types.adapting import LimitedLoss
 
@@ -77,7 +77,7 @@ def find_journal(folder: Path, version: str = "") -> Path:
 def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) -> Log:
     """Read what was logged between two times; raise :class:`DataError` if nothing was."""
     facts = read_json(folder / SETTINGS)
-    if not isinstance(facts, dict) or not {"limit", "of", "score", "temperatures", "network", "gate"} <= facts.keys():
+    if not isinstance(facts, dict) or not {"limit", "of", *SCORED_BY} <= facts.keys():
         raise DataError(f"log: {folder / SETTINGS} is damaged. Fix: name the folder of another journal.")
     lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: float(line["time"]))
     lines = [line for line in lines if since <= line["time"] <= until]
@@ -111,14 +111,16 @@ def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> l
         raise InputError(f"bundle: the log is of {log.scores.shape[1] + 1} exits, this network has {len(cost)}.")
     rows = [_judge("as it was", None, log.exits, log, cost)]
     best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]) + 1 / len(log))
-    tried = {name: policy.thresholds for name, policy in policies.items() if is_alike(policy, log)} | {BEST: best}
+    tried = {name: policy.thresholds for name, policy in policies.items() if compares_logged_scores(policy, log)} | {
+        BEST: best
+    }
     return rows + [_judge(name, levels, find_first_firing(log.scores, levels), log, cost) for name, levels in tried.items()]
 
 
-def is_alike(policy: Policy, log: Log) -> bool:
+def compares_logged_scores(policy: Policy, log: Log) -> bool:
     """Return whether a policy compares the scores that were logged."""
     values = policy.to_dict()
-    return all(values[name] == log.facts[name] for name in ("score", "temperatures", "network", "gate"))
+    return all(values[name] == log.facts[name] for name in SCORED_BY)
 
 
 def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
@@ -175,7 +177,11 @@ def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[fl
     """Return the course of what was done, and of what policies of the same scores would have done."""
     parts = torch.arange(len(log)).tensor_split(max(1, min(PARTS, len(log) // LEAST)))
     taken = {"as it was": log.exits}
-    taken |= {name: find_first_firing(log.scores, each.thresholds) for name, each in policies.items() if is_alike(each, log)}
+    taken |= {
+        name: find_first_firing(log.scores, each.thresholds)
+        for name, each in policies.items()
+        if compares_logged_scores(each, log)
+    }
     costs = {name: torch.tensor(cost, dtype=torch.float64)[exits] for name, exits in taken.items()}
     losses = {
         name: Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()

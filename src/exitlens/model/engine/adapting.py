@@ -27,7 +27,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.adapting import LEAST, add_evidence, choose_thresholds, count_alike, find_largest_sum, find_most
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import fires, score_early_exits
-from exitlens.model.engine.journal import Journal, Line
+from exitlens.model.engine.journal import SCORED_BY, Journal, Line
 from exitlens.types import AdaptiveStatus, Policy, Trace
 from exitlens.types.adapting import LimitedLoss
 from exitlens.types.inputs import Inputs
@@ -234,11 +234,11 @@ class Adaptive:
             raise InputError("folder: this object has or had one already. Fix: make another object.")
         most = self._find_most(self.delta / processes)
         facts = {name: getattr(self, name) for name in ("limit", "delta", "of", "audit", "window")}
-        values = self._given.to_dict() | {"processes": processes}
-        names = "processes", "score", "temperatures", "network", "gate"  # scores depend on the last four
-        journal = Journal(Path(folder), processes, facts | {name: values[name] for name in names})
+        values = self._given.to_dict()
+        facts |= {"processes": processes} | {name: values[name] for name in SCORED_BY}
+        journal = Journal(Path(folder), processes, facts)
         try:
-            self._restore(journal)
+            past = self._restore(journal)
         except DAMAGED as error:
             journal.close()
             if isinstance(error, InputError):
@@ -247,10 +247,13 @@ class Adaptive:
                 f"folder: {folder} is damaged ({error!r:.80}). Fix: choose another folder, which begins a new promise."
             ) from error
         self.most, self._journal = most, journal
+        for place, lines in past.items():
+            for line in lines if place != journal.place else ():
+                self._hear(line)  # labels that the one before did not apply, each of which is written down
         return self
 
-    def _restore(self, journal: Journal) -> None:
-        """Go on from what all have learnt, and from the counts of the one before in this place."""
+    def _restore(self, journal: Journal) -> dict[int, list[Line]]:
+        """Go on from what all have learnt, and from the counts of the one before in this place; return the latest lines."""
         past, early = journal.read_past(), len(self._never.thresholds)
         every = sorted((line for lines in past.values() for line in lines), key=lambda line: float(line["time"]))
         for line in every:
@@ -269,10 +272,8 @@ class Adaptive:
             self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), counts.relearning
         if self._is_relearning:
             self._forget()
-        for place, lines in past.items():
-            for line in lines if place != journal.place else ():
-                self._hear(line)
         self._before, self._fresh = self._taken, KEPT  # thresholds are chosen with the next audit
+        return past
 
     def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
@@ -422,7 +423,7 @@ class Adaptive:
         request's id and its row (``"id/0"``), which any process of a folder takes. ``label`` is the number of a class, or
         the numbers of all its labels. It may come twice. The latest 10,000 audited samples wait for their labels.
 
-        Raises :class:`InputError` for another label, and with a limit on divergence or binding, of which labels tell nothing.
+        Raises :class:`InputError` for another label, and unless the limit is on disagreement.
 
         Examples:
             >>> xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).feedback("12", 1)  # nobody has answered it

@@ -21,6 +21,7 @@ PATIENCE = 2.0  # seconds in which a process that is about to end may leave its 
 TAIL = 1 << 20  # bytes at the end of a file from which a process that starts learns
 MUCH = 1 << 18  # bytes at the end of what others have written since the last time, of which all is read
 LARGEST = 32 << 20  # bytes of a file; a full one is kept beside the new one, in place of the one before
+SCORED_BY = "score", "temperatures", "network", "gate"  # what of a policy, as its ``to_dict`` names it, decides its scores
 Line = dict[str, Any]  # "time" in seconds since 1970, and what the writer says
 
 
@@ -41,7 +42,7 @@ class Journal:
         self.folder, self.places = folder, places
         try:
             with FileLock(folder / LOCK):
-                _agree(folder / SETTINGS, facts)
+                _check_settings(folder / SETTINGS, facts)
                 self.place, self._lock = self._claim()
             self._path = folder / f"{self.place}.jsonl"
             self._file = _open_to_append(self._path)
@@ -63,8 +64,8 @@ class Journal:
                 break
             time.sleep(PATIENCE / 100)
         raise NoPlaceError(
-            f"folder: {self.folder} has places for {self.places} processes, and all are taken. Fix: end one of them, or use "
-            "a folder made for more."
+            f"folder: all {self.places} places of {self.folder} are in use. Fix: end a process that uses it, or make a "
+            "folder for more processes."
         )
 
     def read_last(self) -> Line | None:
@@ -88,7 +89,7 @@ class Journal:
         for place in range(self.places):
             path = self.folder / f"{place}.jsonl"
             if place in self._read and path.exists():
-                self._read[place] = path.stat().st_ino, _find_end(path)
+                self._read[place] = path.stat().st_ino, _find_end(path)  # a line that comes now is read twice at worst
             is_short = not path.exists() or path.stat().st_size < TAIL
             before = read_lines(_name_former(path), TAIL) if is_short else []
             past[place] = before + read_lines(path, TAIL)
@@ -184,13 +185,9 @@ def read_lines(path: Path, most: int = 0) -> list[Line]:
     """Return the whole lines of a file, or those in its last ``most`` bytes; nothing of a file that is not there."""
     if not path.exists():
         return []
-    with path.open("rb") as file:
-        start = max(0, path.stat().st_size - most) if most else 0
-        file.seek(start)
-        content = file.read()
-    if start:
-        content = content[content.find(b"\n") + 1 :]
-    return list(parse_lines(content[: content.rfind(b"\n") + 1].splitlines()))
+    start = max(0, path.stat().st_size - most) if most else 0
+    content = _read_from(path, start)
+    return list(parse_lines(content[content.find(b"\n") + 1 if start else 0 :].splitlines()))
 
 
 def parse_lines(texts: Iterable[bytes]) -> Iterator[Line]:
@@ -205,10 +202,19 @@ def parse_lines(texts: Iterable[bytes]) -> Iterator[Line]:
 
 
 def _find_end(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+    """Return where the last whole line of a file ends."""
+    size, most = path.stat().st_size if path.exists() else 0, TAIL
+    while size:
+        start = max(0, size - most)
+        if content := _read_from(path, start):
+            return start + len(content)
+        if not start:
+            break
+        most *= 8
+    return 0
 
 
-def _agree(path: Path, facts: Line) -> None:
+def _check_settings(path: Path, facts: Line) -> None:
     """Write the facts, or raise :class:`InputError` if others are there."""
     wanted = json.loads(json.dumps(facts))
     if not path.exists():
@@ -223,6 +229,6 @@ def _agree(path: Path, facts: Line) -> None:
     if differ := [name for name, value in wanted.items() if before.get(name) != value]:
         name = differ[0]
         raise InputError(
-            f"folder: {path.parent} was made with {name}={before.get(name)!r:.60}, and {wanted[name]!r:.60} is asked for. "
+            f"folder: expected one made with {name}={wanted[name]!r:.60}, got {path.parent} with {before.get(name)!r:.60}. "
             "Fix: choose another folder, which begins a new promise."
         )
