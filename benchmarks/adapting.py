@@ -98,10 +98,10 @@ def follow_day(quick: bool = False) -> Tree:
     times = torch.cat([torch.full((len(part.exits),), DAY * taken / length) for taken, part in adaptive.seen]).double()
     chosen = seen["audited"]
     moved = [pair for i, pair in enumerate(adaptive.levels) if not i or pair[1] != adaptive.levels[i - 1][1]]
-    facts = {"limit": LIMIT, "of": "disagreement"} | {name: policy.to_dict()[name] for name in SCORED_BY}
+    facts = {"limit": LIMIT, "loss": "disagreement"} | {name: policy.to_dict()[name] for name in SCORED_BY}
     log = Log(times[chosen], *(seen[name][chosen] for name in ("scores", "losses", "exits")), moved, facts)
     course = asdict(summarize_course(log, {"fixed": policy}, stream.cost.tolist()))
-    return course | {"levels": [[min(level, NEVER) for level in levels] for levels in course["levels"]]}
+    return course | {"levels": {str(k): [min(level, NEVER) for level in part] for k, part in enumerate(course["levels"])}}
 
 
 class RecordingAdaptive(xl.Adaptive):
@@ -120,7 +120,7 @@ class RecordingAdaptive(xl.Adaptive):
 def plot_day(runs: Runs, path: Path = ROOT / "docs" / "guides" / "adapting.svg") -> None:
     run = runs.get("day")
     if run is not None:
-        levels = [[math.inf if level == NEVER else level for level in levels] for levels in run["levels"]]
+        levels = [[math.inf if level == NEVER else level for level in part] for part in run["levels"].values()]
         save_svg(draw_course(Course(**run | {"levels": levels})), path)
 
 

@@ -16,7 +16,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.model.engine import journal
 from tests.model.engine.test_adapting import COST, make, stream
 
-FACTS = {"limit": 0.3, "of": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0]}
+FACTS = {"limit": 0.3, "loss": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0]}
 FACTS |= {"network": "", "gate": None}
 BY_HAND = Log(
     times=torch.arange(4.0),
@@ -50,12 +50,12 @@ def test_costs_and_losses_by_hand():
     was, given, best = rows
     assert (was.thresholds, given.thresholds) == (None, (0.5, 0.5))
     assert was.cost == pytest.approx((0.2 + 0.5 + 0.5 + 1) / 4)
-    assert (was.other, given.other) == (0.25, 0.5)
+    assert (was.loss, given.loss) == (0.25, 0.5)
     assert given.exits == (0.5, 0.25, 0.25)
-    assert best.other <= 0.3
+    assert best.loss <= 0.3
     assert best.cost == was.cost  # nothing is cheaper: the first at exit 0, the fourth not before the last
     interval = binomtest(2, 4).proportion_ci()
-    assert given.ends == pytest.approx((interval.low, interval.high))
+    assert given.interval == pytest.approx((interval.low, interval.high))
     assert tabulate_replay(rows)[2] == ["given", "0.475 ± 0.189", "50.00", "6.76 to 93.24", "50 / 25 / 25"]
 
 
@@ -71,13 +71,13 @@ def test_audits_of_a_journal_stand_for_all(kept):
     half = read_log(find_journal(folder), since=2000, until=3000)
     assert (half.times.min(), half.times.max()) == (2000, 3000)
     with (folder / "model" / "abc" / "0.jsonl").open("a") as file:
-        file.write('{"time": 5000}\n{"time": 5000, "seen": {"scores": 3}}\n')
+        file.write('{"time": 5000}\n{"time": 5000, "seen": {"scores": 3}}\n{"time": 5000, "status": {}}\n')
         seen = {"scores": [[math.nan, 0.5]], "losses": [[0, 0]], "exits": [2], "audited": [True], "windows": [0]}
         file.write(json.dumps({"time": 5000, "seen": seen}) + "\n")
     assert len(read_log(find_journal(folder))) == len(log)
-    with pytest.raises(InputError, match="the log is of 3 exits, this network has 2"):
+    with pytest.raises(InputError, match="bundle: expected one of 3 exits, got 2"):
         replay(log, {}, [0.5, 1.0])
-    with pytest.raises(DataError, match=r"log: .* has no audits of this time. Fix: "):
+    with pytest.raises(DataError, match=r"log: expected 2 audits or more in this time, got 0 in .* Fix: "):
         read_log(find_journal(folder), since=time.time())
 
 
@@ -104,7 +104,7 @@ def test_a_picture_of_a_day(kept, tmp_path):
     assert len(course.times) == len(course.cost["as it was"]) == len(log) // 40
     sizes = torch.tensor([len(part) for part in torch.arange(len(log)).tensor_split(len(course.times))])
     was = replay(log, {}, COST.tolist())[0]
-    for values, mean in ((course.cost, was.cost), (course.losses, was.other)):
+    for values, mean in ((course.cost, was.cost), (course.losses, was.loss)):
         assert (torch.tensor(values["as it was"]) * sizes).sum() / len(log) == pytest.approx(mean)
     assert course.moments[-1] == log.times[-1]
     assert [levels[-1] for levels in course.levels] == list(kept[2].thresholds)

@@ -344,7 +344,7 @@ def test_heads_that_a_bundle_lacks_cannot_be_audited(model):
 
 @pytest.mark.parametrize("given", [{"state": "x"}, {"propose": True}])
 def test_settings_of_thresholds_that_do_not_adapt_are_refused(given):
-    with pytest.raises(xl.errors.InputError, match="adapt: state and propose are for thresholds that adapt"):
+    with pytest.raises(xl.errors.InputError, match="state, propose: they need adapt, got adapt=0"):
         Adapting(**given)
-    with pytest.raises(xl.errors.InputError, match="limited: expected one of"):
-        Adapting(adapt=0.1, limited="accuracy")
+    with pytest.raises(xl.errors.InputError, match="loss: expected one of"):
+        Adapting(adapt=0.1, loss="accuracy")

@@ -63,7 +63,7 @@ def test_arguments_as_text_and_as_values():
         ({"bundle": "x", "shadow": 2}, "shadow"),
         ({"bundle": "x", "adapt": 0.02}, "state: expected a folder that all replicas reach"),
         ({"bundle": "x", "adapt": 0.02, "state": ""}, "state: expected a folder that all replicas reach"),
-        ({"bundle": "x", "state": "there"}, "state and propose are for thresholds that adapt"),
+        ({"bundle": "x", "state": "there"}, "state, propose: they need adapt"),
         ({"bundle": "x", "adapt": 0.02, "state": 3}, "state: expected PosixPath|Path, got 3"),
     ],
 )

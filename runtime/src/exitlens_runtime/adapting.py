@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exitlens_runtime.network import EdgeNetwork
 
 WINDOW = 2000  # wrong answers that a window may have, where none is given
-SPENT = 0.85  # of the audited wrong answers that end early ones: thresholds aim at so many in a window
+SPENT = 0.85  # of the audited wrong answers that end early ones: thresholds aim at so many
 KEPT, LEAST, EVERY = (
     1000,
     200,
@@ -33,7 +33,7 @@ class Adaptive:
     A coin chooses ``audit`` of the samples, which go on to the final exit and get its answer; an early answer that differs
     is *wrong*. With probability ``1 - delta``, of the first n samples no more than ``limit`` times n, rounded up to whole
     windows, got a wrong answer, for every n at once and whatever the data do. The bound is that of
-    ``exitlens.functional.adapting.find_largest_sum``. Threads cannot share it.
+    ``exitlens.functional.adapting.find_largest_sum``. It is not thread-safe.
 
     Args:
         net: whose policy is where thresholds start; it needs its heads at all exits.
@@ -58,10 +58,12 @@ class Adaptive:
     ) -> None:
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
             if not (isinstance(value, int | float) and 0 < value < 1):
-                raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r:.60}")
+                raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r:.60}. Fix: pass a share.")
         if window is not None and not (isinstance(window, int) and window > 0):
-            raise InputError(f"window: expected a whole number of 1 or more, got {window!r:.60}")
-        if missing := [k for k in range(net.num_exits) if not net.has_exit(k)]:
+            raise InputError(
+                f"window: expected a whole number of 1 or more, got {window!r:.60}. Fix: pass a number of samples."
+            )
+        if missing := [k for k in range(net.num_exits) if not net.has_head(k)]:
             raise InputError(f"net: it has no heads at exits {missing}. Fix: export with a policy that uses all exits.")
         self.limit, self.audit = float(limit), float(audit)
         self.window = math.ceil(WINDOW / limit) if window is None else window
@@ -72,7 +74,7 @@ class Adaptive:
         self._scores_of = f"{net.manifest['network']} {replace(net.policy, thresholds=(0.0,) * early).rule_hash()}"
         self._rng = np.random.default_rng(seed)  # by default seeded by the system
         self.taken = self.audited = self.lost = self.alarms = self._fresh = 0
-        self._window_taken = self._window_lost = self._open = self._number = 0
+        self._window_taken = self._window_lost = self._open = self.number = 0
         self._evidence, self._is_relearning = 0.0, False
         self._scores, self._losses = np.empty((0, early), np.float32), np.empty((0, early), np.float32)
 
@@ -86,29 +88,36 @@ class Adaptive:
         """Return what was learnt and promised, JSON-ready; audits that are on their way count as wrong."""
         lost = self.lost + self._open, self._window_lost + self._open
         counts = {"taken": self.taken, "audited": self.audited, "lost": lost[0], "alarms": self.alarms}
-        inner = {"window_taken": self._window_taken, "window_lost": lost[1], "number": self._number}
+        inner = {"window_taken": self._window_taken, "window_lost": lost[1], "number": self.number}
         inner |= {"relearning": self._is_relearning}
         levels = [None if t == math.inf else t for t in self._chosen]
         rows = {"scores": self._scores.tolist(), "losses": self._losses.tolist()}
         return {"settings": self._name_settings(), **counts, **inner, "thresholds": levels, **rows}
 
-    def restore(self, values: Mapping[str, Any]) -> Adaptive:
+    def restore(self, values: Mapping[str, Any]) -> Self:
         """Go on from what :meth:`to_dict` of another one returned.
 
-        Raises :class:`InputError` for one of another network or with other settings. What happened after ``values`` were
-        made is not in them, and may be wrong in addition.
+        Samples answered after ``values`` was made are not in it: their wrong answers come on top of the limit. Raises
+        :class:`InputError` for another network, other settings or damaged values.
         """
         settings = values.get("settings") if isinstance(values, Mapping) else None
-        if settings != self._name_settings():
-            raise InputError(f"values: expected those of {self._name_settings()}, got {settings!r:.80}")
-        self.taken, self.audited, self.lost, self.alarms = (values[name] for name in ("taken", "audited", "lost", "alarms"))
-        self._window_taken, self._window_lost, self._number = (
-            values[name] for name in ("window_taken", "window_lost", "number")
-        )
-        self._chosen = tuple(math.inf if t is None else float(t) for t in values["thresholds"])
-        self._is_relearning = bool(values["relearning"])
+        if settings != (expected := self._name_settings()):
+            words = "Fix: pass what to_dict returned for the same network and settings, or start a new Adaptive."
+            raise InputError(
+                f"values: expected the state of an Adaptive with settings {expected}, got {settings!r:.80}. {words}"
+            )
         shape = (-1, len(self._chosen))
-        self._scores, self._losses = (np.array(values[name], np.float32).reshape(shape) for name in ("scores", "losses"))
+        try:
+            scores, losses = (np.array(values[name], np.float32).reshape(shape) for name in ("scores", "losses"))
+            chosen = tuple(math.inf if t is None else float(t) for t in values["thresholds"])
+            counts = [
+                values[name] for name in ("taken", "audited", "lost", "alarms", "window_taken", "window_lost", "number")
+            ]
+            is_relearning = bool(values["relearning"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"values: they are damaged ({error!r:.80}). Fix: start a new Adaptive.") from error
+        self.taken, self.audited, self.lost, self.alarms, self._window_taken, self._window_lost, self.number = counts
+        self._scores, self._losses, self._chosen, self._is_relearning = scores, losses, chosen, is_relearning
         return self
 
     def _name_settings(self) -> list[float | str]:
@@ -117,7 +126,7 @@ class Adaptive:
     def watch(self, count: int) -> Watch:
         """Take samples in, and return what follows them through the exits."""
         if self._window_taken >= self.window:
-            self._number, self._window_taken, self._window_lost, self._open = self._number + 1, 0, 0, 0
+            self.number, self._window_taken, self._window_lost, self._open = self.number + 1, 0, 0, 0
             self._fresh = KEPT
         self.taken += count
         self._window_taken += count
@@ -137,7 +146,7 @@ class Adaptive:
         """Take in samples that were observed to the end: ``(n,K-1)``, ``(n,K-1)``, ``(n,)``, ``(n,)`` and their window."""
         early = audited & (exits < scores.shape[1])
         lost = np.concatenate([losses, np.zeros((len(losses), 1), np.float32)], 1)[np.arange(len(exits)), exits]
-        if number == self._number:
+        if number == self.number:
             self._open -= int(early.sum())
             self._window_lost += int(lost[early].sum())
         self.lost += int(lost[early].sum())
@@ -162,7 +171,7 @@ class Watch:
     """Samples of one call on their way: what observed ones show, and who leaves."""
 
     def __init__(self, adaptive: Adaptive, audited: Array, observes_all: bool) -> None:
-        self.adaptive, self.audited, self.number = adaptive, audited, adaptive._number
+        self.adaptive, self.audited, self.number = adaptive, audited, adaptive.number
         self.observed = np.ones_like(audited) if observes_all else audited
         shape = len(audited), len(adaptive.thresholds)
         self.scores, self.exits = np.zeros(shape, np.float32), np.full(len(audited), shape[1])

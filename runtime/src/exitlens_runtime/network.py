@@ -42,6 +42,7 @@ class Prediction:
         attention: for each sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
         index: ``(B,)`` places of the samples in the batch, the stream or the list of files.
         trust, refused: ``(B,)`` if the policy has a gate, as in the library.
+        adapts: thresholds adapted meanwhile, so the policy's own say nothing of these answers.
     """
 
     labels: Array
@@ -52,6 +53,7 @@ class Prediction:
     index: Array | None = None
     trust: Array | None = None
     refused: Array | None = None
+    adapts: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,7 +137,7 @@ class EdgeNetwork:
                 f"policy: it uses exits {missing}, the bundle has {list(self._sessions)}. Fix: export with this policy."
             )
 
-    def has_exit(self, k: int) -> bool:
+    def has_head(self, k: int) -> bool:
         """Return whether the bundle has the head of exit k."""
         return k in self._sessions
 
@@ -168,6 +170,7 @@ class EdgeNetwork:
             index=np.arange(count),
             trust=answers.trust if is_gated else None,
             refused=answers.refused if is_gated else None,
+            adapts=adaptive is not None,
         )
 
     def _route(
@@ -306,12 +309,12 @@ class EdgeNetwork:
             stayed = "no earlier exit was sure enough"
             if refusing >= 0:
                 stayed = f"exit {refusing} was sure enough, but the gate refused its answer"
-            why = f"{stayed}; {why}"
-        elif pred.trust is not None:
+            why = f"{stayed}{', or its answer was to be checked' if pred.adapts else ''}; {why}"
+        elif not pred.adapts and pred.trust is not None:
             why = f"trust of the gate {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
-        elif pred.confidence[i] >= np.float32(self.policy.thresholds[k]):  # thresholds that adapt may be lower
+        elif not pred.adapts:
             why = f"{why} >= {self.policy.thresholds[k]:.3f}"
-        promise = self.policy.describe_binding(k)
+        promise = "" if pred.adapts else self.policy.describe_binding(k)
         return f"{why}. {promise}" if promise else why
 
 

@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,7 +123,7 @@ def predict(
         values["drift"] = drift.to_dict()
     notes = [_word_summary(net, values), "" if drift is None else drift.summary]
     if adaptive is not None:
-        values["adaptive"] = asdict(adaptive.status)
+        values["adaptive"] = adaptive.status.to_dict()
         notes.append(str(adaptive.status))
         adaptive.close()
     title = f"{counts.total()} samples{resumed}, the first {min(SHOWN, counts.total())}"
@@ -406,7 +405,7 @@ def export(
 @takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
-@takes(Adapting, {"Thresholds that adapt": "adapt limited audit window state propose"})
+@takes(Adapting, {"Thresholds that adapt": "adapt loss audit window state propose"})
 def serve(
     bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
@@ -433,18 +432,18 @@ def serve(
 
 @verbs.command(epilog="Example: `exitlens replay --log adapting --bundle runs/x --out day.svg`")
 def replay(
-    log: Annotated[Path, Option(help="Folder that --state named.")],
+    log: Annotated[Path, Option(help="Folder that was given to --state.")],
     bundle: Bundle,
-    since: Annotated[datetime | None, Option(help="Leave out what was logged before (UTC).")] = None,
-    until: Annotated[datetime | None, Option(help="Leave out what was logged after (UTC).")] = None,
+    since: Annotated[datetime | None, Option(help="Use only what was logged at or after this time (UTC).")] = None,
+    until: Annotated[datetime | None, Option(help="Use only what was logged at or before this time (UTC).")] = None,
     out: Annotated[
         Path | None, Option(help="Picture of cost, other answers and thresholds over time (.svg, .png, .pdf).")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Tell what the bundle's policies would have cost and changed on the samples that thresholds adapted to.
+    """Compare the bundle's policies on the audited samples of a journal: what each would have cost and changed.
 
-    These are the checked ones, which stand for all. Policies that compare other scores than the logged ones are left out.
+    Audited samples are a random share of all. Policies whose scores were not logged are left out.
     """
     from exitlens.delivery import replay as replays
     from exitlens.delivery.plans import check_picture
@@ -454,16 +453,17 @@ def replay(
     if out is not None:
         check_picture(out)
     model = open_bundle("model", bundle)
-    first, last = (None if time is None else time.replace(tzinfo=UTC).timestamp() for time in (since, until))
-    read = replays.read_log(replays.find_journal(log, model.version), first or -math.inf, last or math.inf)
+    first = -math.inf if since is None else since.replace(tzinfo=UTC).timestamp()
+    last = math.inf if until is None else until.replace(tzinfo=UTC).timestamp()
+    read = replays.read_log(replays.find_journal(log, model.version), first, last)
     rows = replays.replay(read, model.policies, model.cost)
     if out is not None:
         make_directory(out.parent, "out")
         replays.draw_course(replays.summarize_course(read, model.policies, model.cost)).savefig(out)
     left_out = [name for name, policy in model.policies.items() if not replays.compares_logged_scores(policy, read)]
-    notes = [f"policies that compare other scores: {', '.join(left_out)}"] if left_out else []
-    values = {"audits": len(read), "limit": read.facts["limit"], "rows": [asdict(row) for row in rows]}
-    show(json_, values, f"{len(read):,} checked samples", replays.tabulate_replay(rows, read.facts["of"]), notes)
+    notes = [f"policies whose scores were not logged: {', '.join(left_out)}"] if left_out else []
+    values = {"audits": len(read), "limit": read.facts["limit"], "rows": [row.to_dict() for row in rows]}
+    show(json_, values, f"{len(read):,} audited samples", replays.tabulate_replay(rows, read.facts["loss"]), notes)
 
 
 def read_token(path: Path | None) -> str:

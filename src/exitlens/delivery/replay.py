@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +15,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
-from exitlens.functional.adapting import choose_thresholds
+from exitlens.functional.adapting import choose_thresholds, select_losses
 from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.io import read_json
-from exitlens.model.engine.adapting import Observed, read_observed
+from exitlens.model.engine.adapting import DAMAGED, read_observed
 from exitlens.model.engine.journal import SCORED_BY, SETTINGS, Line, list_files, read_lines
 from exitlens.types import Policy
 from exitlens.types.adapting import LimitedLoss
+from exitlens.types.policies import read_levels, write_levels
 
 NORMAL = 1.96  # standard errors to either side of a 95 % interval
 SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower
@@ -59,9 +61,13 @@ class Replayed:
     thresholds: tuple[float, ...] | None  # None: those of each moment
     cost: float
     cost_error: float
-    other: float  # share of answers that would not have been the final exit's; or the mean divergence of maps
-    ends: tuple[float, float]  # of its 95 % interval: exact for shares, normal for divergence
+    loss: float  # share of answers that would not have been the final exit's, or the mean of what else was limited
+    interval: tuple[float, float]  # with 95 % confidence: exact for shares, normal for divergence
     exits: tuple[float, ...]  # share of the answers of each exit
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; infinite thresholds become the string ``"never"``."""
+        return vars(self) | {"thresholds": None if self.thresholds is None else write_levels(self.thresholds)}
 
 
 def find_journal(folder: Path, version: str = "") -> Path:
@@ -77,28 +83,28 @@ def find_journal(folder: Path, version: str = "") -> Path:
 def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) -> Log:
     """Read what was logged between two times; raise :class:`DataError` if nothing was."""
     facts = read_json(folder / SETTINGS)
-    if not isinstance(facts, dict) or not {"limit", "of", *SCORED_BY} <= facts.keys():
+    if not isinstance(facts, dict) or not {"limit", "loss", *SCORED_BY} <= facts.keys():
         raise DataError(f"log: {folder / SETTINGS} is damaged. Fix: name the folder of another journal.")
     lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: float(line["time"]))
     lines = [line for line in lines if since <= line["time"] <= until]
     read = [(float(line["time"]), part) for part, line in read_observed(lines, len(facts["temperatures"]) - 1)]
     seen = [(time, part) for time, part in read if len(part.exits)]
     times = torch.cat([torch.full((len(part.exits),), time, dtype=torch.float64) for time, part in seen] or [torch.empty(0)])
-    chosen = torch.cat([part.find_audits() for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
-    if chosen.sum() < 2:
-        raise DataError(f"log: {folder} has no audits of this time. Fix: choose another time, or wait for some.")
+    chosen = torch.cat([part.select_audits() for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
+    if (count := int(chosen.sum())) < 2:
+        raise DataError(f"log: expected 2 audits or more in this time, got {count} in {folder}. Fix: choose a longer time.")
     scores, losses, exits = (torch.cat([getattr(part, name) for _, part in seen]) for name in ("scores", "losses", "exits"))
     return Log(times[chosen], scores[chosen], losses[chosen], exits[chosen], _list_levels(lines), facts)
 
 
 def _list_levels(lines: Sequence[Line]) -> list[tuple[float, tuple[float, ...]]]:
+    """Return when thresholds moved, of the process that wrote last: each has thresholds of its own."""
     levels: list[tuple[float, tuple[float, ...]]] = []
     for line in lines:
-        if not isinstance(status := line.get("status"), dict):
-            continue
-        given = tuple(math.inf if level is None else float(level) for level in status["thresholds"])
-        if not levels or levels[-1][1] != given:
-            levels.append((line["time"], given))
+        with suppress(*DAMAGED):
+            given = tuple(float(level) for level in read_levels(line["status"]["thresholds"]))
+            if line["place"] == lines[-1]["place"] and (not levels or levels[-1][1] != given):
+                levels.append((float(line["time"]), given))
     return levels
 
 
@@ -108,9 +114,11 @@ def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> l
     Raises :class:`InputError` for the costs of a network with another number of exits.
     """
     if len(cost) != log.scores.shape[1] + 1:
-        raise InputError(f"bundle: the log is of {log.scores.shape[1] + 1} exits, this network has {len(cost)}.")
+        words = "Fix: name the bundle that wrote the log."
+        raise InputError(f"bundle: expected one of {log.scores.shape[1] + 1} exits, got {len(cost)}. {words}")
     rows = [_judge("as it was", None, log.exits, log, cost)]
-    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]) + 1 / len(log))
+    limit = float(log.facts["limit"]) + 1 / len(log)  # choose_thresholds takes one loss off
+    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), limit)
     tried = {name: policy.thresholds for name, policy in policies.items() if compares_logged_scores(policy, log)} | {
         BEST: best
     }
@@ -124,30 +132,32 @@ def compares_logged_scores(policy: Policy, log: Log) -> bool:
 
 
 def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
-    costs, count = torch.tensor(cost, dtype=torch.float64)[exits], len(log)
-    losses = Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()
-    other, lost = losses.mean().item(), int(losses.sum())
-    if log.facts.get("of") == "divergence":
-        room = NORMAL * losses.std().item() / math.sqrt(count) if count > 1 else 1.0
-        ends = max(0.0, other - room), min(1.0, other + room)
+    costs, count, losses = (
+        torch.tensor(cost, dtype=torch.float64)[exits],
+        len(log),
+        select_losses(log.losses, exits).double(),
+    )
+    mean, lost = losses.mean().item(), int(losses.sum())
+    if log.facts["loss"] == "divergence":
+        room = NORMAL * losses.std().item() / math.sqrt(count)
+        interval = max(0.0, mean - room), min(1.0, mean + room)
     else:
-        ends = 1 - upper_bound(count - lost, count, SIDE), upper_bound(lost, count, SIDE)
+        interval = 1 - upper_bound(count - lost, count, SIDE), upper_bound(lost, count, SIDE)
     shares = tuple((exits.bincount(minlength=len(cost)) / count).tolist())
-    error = costs.std().item() / math.sqrt(count) if count > 1 else math.nan
-    return Replayed(name, levels, costs.mean().item(), error, other, ends, shares)
+    return Replayed(name, levels, costs.mean().item(), costs.std().item() / math.sqrt(count), mean, interval, shares)
 
 
-def tabulate_replay(rows: Sequence[Replayed], of: str = "disagreement") -> list[list[str]]:
-    """Return rows of text, the head first; ``of`` is what was limited."""
-    table = [["thresholds", "cost ± its standard error", LOSSES[of], "its 95 % interval", "share of the exits, %"]]
+def tabulate_replay(rows: Sequence[Replayed], loss: str = "disagreement") -> list[list[str]]:
+    """Return rows of text, the head first; ``loss`` is what was limited."""
+    table = [["thresholds", "cost ± its standard error", LOSSES[loss], "its 95 % interval", "share of the exits, %"]]
     for row in rows:
-        low, high = (100 * end for end in row.ends)
+        low, high = (100 * end for end in row.interval)
         shares = " / ".join(f"{100 * share:.0f}" for share in row.exits)
         table.append(
             [
                 row.name,
                 f"{row.cost:.3f} ± {row.cost_error:.3f}",
-                f"{100 * row.other:.2f}",
+                f"{100 * row.loss:.2f}",
                 f"{low:.2f} to {high:.2f}",
                 shares,
             ]
@@ -170,7 +180,7 @@ class Course:
     moments: list[float]
     levels: list[list[float]]
     limit: float
-    of: LimitedLoss
+    loss: LimitedLoss
 
 
 def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> Course:
@@ -183,10 +193,7 @@ def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[fl
         if compares_logged_scores(each, log)
     }
     costs = {name: torch.tensor(cost, dtype=torch.float64)[exits] for name, exits in taken.items()}
-    losses = {
-        name: Observed(log.scores, log.losses, exits, exits >= 0, exits).take_losses().double()
-        for name, exits in taken.items()
-    }
+    losses = {name: select_losses(log.losses, exits).double() for name, exits in taken.items()}
 
     def average(values: Tensor) -> list[float]:
         return [values[part].mean().item() for part in parts]
@@ -198,7 +205,7 @@ def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[fl
         [*(time for time, _ in log.levels), float(log.times[-1])],
         [[given[k] for _, given in (*log.levels, log.levels[-1])] for k in range(log.scores.shape[1])],
         float(log.facts["limit"]),
-        log.facts["of"],
+        log.facts["loss"],
     )
 
 
@@ -214,7 +221,7 @@ def draw_course(course: Course) -> Figure:
     for k, levels in enumerate(course.levels):
         shown = [math.nan if level == math.inf else level for level in levels]
         below.step(moments, shown, where="post", label=f"exit {k}")
-    for axes, text in ((above, "cost"), (middle, LOSSES[course.of]), (below, "threshold")):
+    for axes, text in ((above, "cost"), (middle, LOSSES[course.loss]), (below, "threshold")):
         axes.set_ylabel(text)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from scipy.special import nbdtrc
 from torch import Tensor
+from torch.nn import functional
 
-from exitlens.functional.risk import Risk
+from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.search import find_cheapest, quantise
 
 LEAST = 200  # samples by which thresholds are chosen, at least
@@ -61,6 +62,11 @@ def add_evidence(evidence: float, loss: float, limit: float) -> float:
     ratio = loss * math.log(more / limit) + (1 - loss) * math.log((1 - more) / (1 - limit))
     evidence = max(0.0, evidence + ratio)
     return evidence if evidence <= SURE else math.inf
+
+
+def select_losses(losses: Tensor, exits: Tensor) -> Tensor:  # (n,K-1), (n,) -> (n,)
+    """Return the losses at the exits that samples take: 0 at the final one, 1 where one is no number."""
+    return select_exits(functional.pad(losses, (0, 1)), exits).nan_to_num(1.0)
 
 
 def count_alike(losses: Tensor) -> int:  # (n,K-1), in their order

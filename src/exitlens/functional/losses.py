@@ -104,10 +104,8 @@ _NUMBERS = {
     "spread": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
     "every": COUNT,
 }
-FLOOR, FLOOR_AFTER = (
-    0.2,
-    10,
-)  # least perplexity of targets, as a share of the locations; epochs after which it comes in as many
+FLOOR = 0.2  # least perplexity of targets, as a share of the locations
+FLOOR_AFTER = 10  # epochs without a floor; it rises over as many
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
 
 
@@ -167,8 +165,8 @@ class EGTLoss:
             that more words are read; else 1.
         spread: least perplexity of targets other than ``attention``, as a share of the locations: sharper ones are flattened
             to it. By default it is 0 for the first ten epochs of :func:`exitlens.fit` and rises to 0.2 in the next ten,
-            because maps that follow ``mean`` or ``product`` would go on shrinking until a single cell is left. 0 lets them
-            (docs/measured/truth.md).
+            because maps that follow ``mean`` or ``product`` would go on shrinking until a single cell is left (``relevance``
+            is rarely below it). 0 lets them (docs/measured/truth.md).
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: compare maps in one of this many steps only, with this many times the weight (:meth:`at_step`; used by

@@ -52,6 +52,11 @@ class Terms:
         return self.policy == DEFAULT and not self.changes_policy
 
 
+def is_adapted(model: ServedModel, terms: Terms) -> bool:
+    """Return whether thresholds that adapt have a part in the answers to a request with these terms."""
+    return model.adaptive is not None and terms.are_default
+
+
 class Answer(NamedTuple):
     """What an exit says of a sample."""
 

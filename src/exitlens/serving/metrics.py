@@ -82,7 +82,7 @@ class Metrics:
         text = "Checked samples whose early answer was not the final exit's."
         self._lost = make("Counter", "adaptive_lost", text)
         self._alarms = make("Counter", "adaptive_alarms", "Sudden changes that audits have shown.")
-        text = "Used part of the window's budget of other answers; near 1 no sample leaves early until the next window."
+        text = "Used part of the window's budget of losses; near 1 no sample leaves early until the next window."
         self._budget = make("Gauge", "adaptive_budget_used", text, **largest)
         self._counted: dict[str, AdaptiveStatus] = {}
         self._versions: dict[str, str] = {}
@@ -118,7 +118,7 @@ class Metrics:
             self._divergence(model, exit).observe(divergence)
 
     def observe_adapting(self, model: str, status: AdaptiveStatus, most: float) -> None:
-        """Set the state of thresholds that adapt, with the losses that end early answers."""
+        """Set the state of thresholds that adapt, with the audited losses that end early answers."""
         before = self._counted.get(model, status)
         self._counted[model] = status
         for counter, name in ((self._audits, "audited"), (self._lost, "lost"), (self._alarms, "alarms")):

@@ -162,7 +162,7 @@ def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
             "from, or export it with a policy that uses all exits."
         )
     policy, window = model.policies[DEFAULT], adapting.window or None
-    adaptive = Adaptive(policy, adapting.adapt, of=adapting.limited, audit=adapting.audit, window=window)
+    adaptive = Adaptive(policy, adapting.adapt, loss=adapting.loss, audit=adapting.audit, window=window)
     adaptive.act = not adapting.propose
     if model.net is not None:
         check_policy(model.net, adaptive)

@@ -65,18 +65,18 @@ class Adapting:
     """Thresholds that adapt, for requests without terms of their own; see :class:`exitlens.Adaptive`.
 
     Attributes:
-        adapt: Share of the answers that may differ from the final exit's; 0 means that thresholds stay as they are.
-        limited: With `adapt`: what it limits, `disagreement`, the mean `divergence` of maps from the final exit's, or
-            `binding` (early answers that change if all outside their maps' top fifth is replaced).
-        audit: With `adapt`: share of the samples that the final exit checks.
-        window: With `adapt`: samples that share a budget of other answers; 0 means as many as make 2,000 of them.
-        state: With `adapt`: folder in which the processes share what they learn, and from which they go on after a restart.
-        propose: With `adapt`: only tell in the metrics and the journal what would be done.
-        processes: processes that share the folder.
+        adapt: Move the thresholds, and let at most this share of the answers differ from the final exit's; 0 leaves the
+            thresholds as they are.
+        loss: With `adapt`: the loss that it limits, `disagreement`, `divergence` or `binding`.
+        audit: With `adapt`: share of the samples that also run to the final exit, as a check.
+        window: With `adapt`: number of samples that share a budget of losses; 0 means as many as allow 2,000.
+        state: With `adapt`: folder that keeps what was learnt over restarts; without one, a restart begins a new promise.
+        propose: With `adapt`: leave the thresholds as they are, and only report what it would set.
+        processes: Number of processes that share the folder.
     """
 
     adapt: float = 0.0
-    limited: LimitedLoss = "disagreement"
+    loss: LimitedLoss = "disagreement"
     audit: float = 0.02
     window: int = 0
     state: Path | None = None
@@ -85,11 +85,9 @@ class Adapting:
 
     def __post_init__(self) -> None:
         check_numbers(self, {"adapt": SHARE, "audit": SHARE, "window": WHOLE, "processes": COUNT})
-        check_choice("limited", self.limited, get_args(LimitedLoss))
+        check_choice("loss", self.loss, get_args(LimitedLoss))
         if not self.adapt and (self.state is not None or self.propose):
-            raise InputError(
-                "adapt: state and propose are for thresholds that adapt. Fix: add adapt=0.02, or another limit."
-            )
+            raise InputError("state, propose: they need adapt, got adapt=0. Fix: add adapt=0.02, or another limit.")
 
 
 @dataclass(frozen=True)

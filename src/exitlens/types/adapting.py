@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from exitlens.types.policies import write_levels
 
 LimitedLoss = Literal["disagreement", "divergence", "binding"]  # of early answers, from the final exit's
 
@@ -13,20 +15,21 @@ class AdaptiveStatus:
     """Counts of an :class:`exitlens.Adaptive`: of all samples, and of the present window.
 
     Attributes:
-        taken, audited: samples that were taken in, and those of them that the final exit checks.
-        lost: audited samples whose early answer was not the final exit's, as far as no label took that back; with a limit on
-            divergence, the sum of theirs.
-        alarms: sudden changes that audits have shown.
-        window_taken, window_lost: the same of the window.
-        window_open: audited samples of the window that would have left early, whose final answer is on its way.
-        window: its number, from 0.
-        labelled, final_wrong: audited samples whose labels were told, and those of them that the final exit got wrong.
-        relearning: no sample leaves early until enough were observed after an alarm.
-        thresholds: of now; with ``act=False`` those that it would have.
+        taken: samples so far.
+        audited: those among them that were chosen to run to the final exit.
+        lost: sum of the audited samples' losses. With a limit on disagreement, the number of wrong early answers, without
+            those that a label excused.
+        alarms: sudden changes that the audits have shown.
+        window: number of the present window, from 0.
+        window_taken, window_lost: samples and losses of the present window.
+        window_open: audited samples of the window that would have left early and have no final answer yet.
+        labelled, final_wrong: audited samples that got a label, and those among them that the final exit got wrong.
+        relearning: true after an alarm, while no sample leaves early.
+        thresholds: those in force; infinite where no sample leaves. With ``act=False``, those that would be.
 
     Examples:
         >>> print(xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).status)
-        0 of 0 samples audited, 0 early answers found wrong
+        0 of 0 samples audited, their losses add up to 0
     """
 
     taken: int
@@ -44,4 +47,8 @@ class AdaptiveStatus:
 
     def __str__(self) -> str:
         changes = f"; {self.alarms} sudden changes" if self.alarms else ""
-        return f"{self.audited:,} of {self.taken:,} samples audited, {self.lost:.4g} early answers found wrong{changes}"
+        return f"{self.audited:,} of {self.taken:,} samples audited, their losses add up to {self.lost:.4g}{changes}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; infinite thresholds become the string ``"never"``."""
+        return vars(self) | {"thresholds": write_levels(self.thresholds)}

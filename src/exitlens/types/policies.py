@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -317,10 +317,15 @@ class Gate:
         """Inverse of :meth:`to_dict`; raises :class:`PolicyError` for anything else."""
         if not isinstance(values, Mapping) or "weights" not in values:
             raise cls._refuse("expected weights and confidences", f"{values!r:.80}")
-        return cls(values["weights"], _read_levels(values.get("confidences", ())))
+        return cls(values["weights"], read_levels(values.get("confidences", ())))
 
 
-def _read_levels(levels: Any) -> Any:
+def write_levels(levels: Iterable[float]) -> list[float | str]:
+    """Return thresholds JSON-ready: ``"never"`` for infinite ones."""
+    return ["never" if level == math.inf else level for level in levels]
+
+
+def read_levels(levels: Any) -> Any:
     """Return the numbers, infinity for each "never"; what is no sequence is left for the record to refuse."""
     return tuple(math.inf if t == "never" else t for t in levels) if isinstance(levels, list | tuple) else levels
 
@@ -502,7 +507,7 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite thresholds become the string ``"never"``."""
         return {
-            "thresholds": ["never" if t == math.inf else t for t in self.thresholds],
+            "thresholds": write_levels(self.thresholds),
             "score": self.score,
             "temperatures": list(self.temperatures),
             "network": self.network,
@@ -521,7 +526,7 @@ class Policy:
         calibration = None if record is None else Calibration.from_dict(record)
         gate = None if gate is None else Gate.from_dict(gate)
         binding = None if (given := values.get("binding")) is None else read_binding(given)
-        thresholds = _read_levels(values["thresholds"])
+        thresholds = read_levels(values["thresholds"])
         return cls(thresholds, values["score"], values["temperatures"], values["network"], calibration, gate, binding)
 
 

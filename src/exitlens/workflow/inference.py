@@ -79,9 +79,9 @@ def describe_recomposing(net: ExitNet) -> Recomposing:
 def check_policy(net: ExitNet, policy: Policy | Adaptive) -> None:
     """Raise :class:`PolicyError` for a policy of another network, :class:`InputError` for a limit on maps without any."""
     net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
-    if isinstance(policy, Adaptive) and policy.of != "disagreement":
-        require_maps(net.heads, f"a limit on {policy.of}")
-        if policy.of == "binding":
+    if isinstance(policy, Adaptive) and policy.loss != "disagreement":
+        require_maps(net.heads, f"a limit on {policy.loss}")
+        if policy.loss == "binding":
             net.input_spec.modality.check_deletion(net.input_spec)
 
 

@@ -1,8 +1,10 @@
 """A policy that adapts: its promise by brute force, its journal, and labels that come later."""
 
 import copy
+import json
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -150,15 +152,18 @@ def test_equal_seeds_toss_equal_coins_and_others_do_not():
     ("options", "words"),
     [
         ({"limit": None}, "limit: the policy was not calibrated with one"),
-        ({"limit": 0}, "limit: expected a number above 0 and below 1, got 0"),
+        ({"limit": 0}, "limit: expected a number in (0, 1), got 0"),
         ({"delta": 1.0}, "delta: expected"),
         ({"audit": 0.0}, "audit: expected"),
         ({"window": 0}, "window: expected"),
-        ({"window": 10}, "window: in 10 samples 0.1 of them tell too little of a limit of 0.1. Fix: pass a larger window"),
+        (
+            {"window": 10},
+            "window: 10 samples with 0.1 of them audited are too few to keep a limit of 0.1. Fix: pass a larger window",
+        ),
     ],
 )
 def test_options_that_promise_nothing(options, words):
-    with pytest.raises(InputError, match=words.replace(".", r"\.")):
+    with pytest.raises(InputError, match=re.escape(words)):
         make(**options)
 
 
@@ -200,7 +205,7 @@ def test_a_limit_on_divergence_holds_where_maps_move_apart():
     distance = trace.answers != trace.answers[:, -1:]
     trace = replace(trace, divergence=(0.02 + 0.5 * distance.float()) * torch.tensor([1.0, 1.0, 0.0]))
     policy = xl.calibrate(trace.select(torch.arange(2000)), max_divergence=0.08, temperature_scaling=False)
-    adaptive = xl.Adaptive(policy, of="divergence", audit=0.05, window=10_000, seed=0)
+    adaptive = xl.Adaptive(policy, loss="divergence", audit=0.05, window=10_000, seed=0)
     assert adaptive.limit == 0.08
     exits = adaptive.replay(trace)
     far, fixed = (
@@ -271,25 +276,28 @@ def test_a_copy_of_one_with_a_folder_has_none(tmp_path):
     make().close()  # nothing to give back
 
 
-def test_one_that_only_proposes_leaves_samples_as_they_are():
-    trace = stream([(5000, 0.8)])
-    proposing = make(limit=0.02, window=20_000)
+def test_one_that_only_proposes_leaves_samples_as_they_are_and_counts_what_it_would_do():
+    trace = stream([(5000, 0.55), (15_000, 0.8)])
+    acting, proposing = (make(limit=0.05, window=10_000) for _ in range(2))
     proposing.act = False
     exits = proposing.replay(trace)
     audited = proposing.status.audited
     moved = exits != xl.route(trace, xl.Policy((0.6, 0.6)))
     assert (exits[moved] == 2).all()
-    assert 300 < moved.sum() < audited
+    assert 1000 < moved.sum() < audited
     assert proposing.policy.thresholds == (0.6, 0.6)
-    assert proposing.status.alarms
-    assert min(proposing.status.thresholds) > 0.6
+    acting.replay(trace)
+    assert proposing.status.lost < 2 * acting.status.lost + 20
+    assert proposing.status.alarms == acting.status.alarms == 1
+    assert proposing.status.thresholds == pytest.approx(acting.status.thresholds, abs=0.05)
+    assert proposing.status.window_open == 0
 
 
 def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
     make().keep(tmp_path).close()
-    with pytest.raises(InputError, match=r"was made with limit=0.1, and 0.2 is asked for"):
+    with pytest.raises(InputError, match=r"expected one made with limit=0.2, got .* with 0.1"):
         make(limit=0.2).keep(tmp_path)
-    with pytest.raises(InputError, match="was made with score='max_probability', and 'margin' is asked for"):
+    with pytest.raises(InputError, match=r"expected one made with score='margin', got .* with 'max_probability'"):
         xl.Adaptive(xl.Policy((0.6, 0.6), "margin"), limit=0.1, window=1000, audit=0.1).keep(tmp_path)
     with pytest.raises(InputError, match="processes: expected a whole number"):
         make().keep(tmp_path, processes=0)
@@ -364,6 +372,21 @@ def test_labels_are_told_to_all_processes_and_survive_them(tmp_path, monkeypatch
     second.close()
 
 
+def test_a_label_counts_once_however_often_the_process_restarts(tmp_path):
+    options = {"limit": 0.2}
+    first, second = (make(**options).keep(tmp_path, processes=2) for _ in range(2))
+    three = torch.ones(3, dtype=torch.bool)
+    first.decide(three, three, 0)
+    tell_named(first, [[1, 0, 0]] * 3, [0] * 3, name="r/{}")
+    second.feedback("r/1", 1)  # which the first has not heard when it ends
+    first.close()
+    for _ in range(3):
+        again = make(**options).keep(tmp_path, processes=2)
+        assert (again.status.window_lost, again.status.labelled) == (2, 1)
+        again.close()
+    second.close()
+
+
 def test_numbers_name_samples_of_one_object_alone(tmp_path):
     """Processes count for themselves, and the next one in a place from 0."""
     first, second = (make(limit=0.2).keep(tmp_path, processes=2) for _ in range(2))
@@ -402,7 +425,7 @@ def test_one_that_is_closed_writes_nothing_and_answers_nothing_early(tmp_path):
     assert not adaptive.decide(two, ~two, 0).any()
     assert adaptive.policy.thresholds == (math.inf, math.inf)
     assert (tmp_path / "0.jsonl").read_bytes() == written
-    with pytest.raises(InputError, match="this object has or had one already"):
+    with pytest.raises(InputError, match="this object already has one, or was closed"):
         adaptive.keep(tmp_path)
 
 
@@ -433,6 +456,14 @@ def test_lines_of_others_that_say_something_else_are_passed_over(tmp_path):
     second.close()
 
 
+def test_the_journal_says_which_thresholds_are_in_force_and_which_were_chosen(tmp_path):
+    adaptive = make(limit=0.02, window=20_000).keep(tmp_path)
+    tell(adaptive, torch.ones(6, 2), [0] * 6)
+    line = json.loads((tmp_path / "0.jsonl").read_text().splitlines()[-1])
+    assert (line["status"]["thresholds"], line["chosen"]) == (["never", "never"], [0.6, 0.6])
+    adaptive.close()
+
+
 def test_an_alarm_outlives_a_process(tmp_path):
     first = make(limit=0.02, window=20_000).keep(tmp_path)
     tell(first, torch.ones(6, 2), [0] * 6)
@@ -451,7 +482,7 @@ def test_an_alarm_outlives_a_process(tmp_path):
 
 
 def test_a_loss_that_is_no_number_counts_as_the_worst():
-    adaptive = make(limit=0.5, of="divergence", window=10_000)
+    adaptive = make(limit=0.5, loss="divergence", window=10_000)
     tell(adaptive, torch.tensor([[math.nan, 0.0], [0.25, 0.0]]), [0, 0])
     assert adaptive.status.lost == adaptive.status.window_lost == 1.25
     assert adaptive._losses.tolist() == [[0.25, 0.0]]

@@ -163,7 +163,7 @@ def test_what_is_learnt_is_what_a_trace_has(images):
 
 def test_the_divergence_of_maps_can_be_limited(images):
     net = make_net()
-    trace, adaptive = xl.collect(net, images), watch((0.5, 0.5), audit=0.99, of="divergence")
+    trace, adaptive = xl.collect(net, images), watch((0.5, 0.5), audit=0.99, loss="divergence")
     pred = xl.predict(net, images, adaptive)
     seen, losses, exits, _ = adaptive.join()
     scores = score_early_exits(trace, adaptive.policy)
@@ -175,9 +175,9 @@ def test_the_divergence_of_maps_can_be_limited(images):
     with pytest.raises(InputError, match="labels tell nothing of divergence"):
         adaptive.feedback("0", 1)
     with pytest.raises(InputError, match="limit: the policy was not calibrated with one"):
-        xl.Adaptive(xl.Policy((0.5, 0.5)), of="divergence")
-    with pytest.raises(InputError, match="of: expected one of"):
-        watch((0.5, 0.5), of="accuracy")
+        xl.Adaptive(xl.Policy((0.5, 0.5)), loss="divergence")
+    with pytest.raises(InputError, match="loss: expected one of"):
+        watch((0.5, 0.5), loss="accuracy")
 
 
 @pytest.mark.parametrize("micro_batch", [0, 8])
@@ -272,7 +272,7 @@ def test_an_open_audit_that_is_dropped_is_lost():
 def test_a_limit_on_binding_is_told_which_answers_rest_on_their_maps(images):
     """By hand: the top fifth of the exit's map stays, and the rest comes from the audited sample before, without its object."""
     net = make_net()
-    adaptive = watch((0.5, 0.5), audit=0.99, of="binding")
+    adaptive = watch((0.5, 0.5), audit=0.99, loss="binding")
     pred = xl.predict(net, images, adaptive)
     seen, losses, *_ = adaptive.join()
     rows = [int((score_early_exits(xl.collect(net, images), adaptive.policy) - row).abs().sum(1).argmin()) for row in seen]
@@ -296,11 +296,11 @@ def test_a_limit_on_binding_is_told_which_answers_rest_on_their_maps(images):
     with pytest.raises(InputError, match="a trace does not tell binding"):
         adaptive.replay(xl.collect(net, images))
     with pytest.raises(InputError, match="limit: the policy was not calibrated with one"):
-        xl.Adaptive(xl.Policy((0.5, 0.5)), of="binding")
+        xl.Adaptive(xl.Policy((0.5, 0.5)), loss="binding")
 
 
 def test_samples_of_another_size_have_no_sample_before(images):
-    net, adaptive = make_net(), watch((0.5, 0.5), audit=0.99, of="binding")
+    net, adaptive = make_net(), watch((0.5, 0.5), audit=0.99, loss="binding")
     xl.predict(net, images[:3], adaptive)
     xl.predict(net, torch.cat([images, images], 3)[:3], adaptive)
     losses = [part.losses for part in adaptive.told]

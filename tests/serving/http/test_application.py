@@ -426,7 +426,7 @@ def test_labels_come_later_by_the_id_of_their_request(adapting_client, images):
 def test_feedback_that_is_refused(adapting_client, client, body, words):
     answer = adapting_client.post("/v2/models/tiny/feedback", content=body)
     assert (answer.status_code, words in answer.json()["error"]) == (400, True)
-    assert "serve it with --adapt" in client.post("/v2/models/tiny/feedback", content=body).json()["error"]
+    assert "Fix: serve it with --adapt 0.02" in client.post("/v2/models/tiny/feedback", content=body).json()["error"]
 
 
 def test_explanations_are_of_the_exit_that_answered(adapting_client, picture):

@@ -1,9 +1,9 @@
-"""A policy that adapts: coins choose audits, which go on to the final exit; early answers stop before too many are wrong.
+"""A policy that adapts: random audits go on to the final exit; early answers stop before too many are wrong.
 
-"Wrong" means here that an early answer is not the final exit's. Coins know nothing of the data, so among wrong early answers
-the audited ones are a random share, whatever the data do; that is all that the promise needs. Losses may also be how far
-maps are from the final exit's. For this, audited samples and
-others are treated alike until a coin decides: whether a sample may leave at an exit depends on the coins of others alone.
+"Wrong" means here that an early answer is not the final exit's. A coin that knows nothing of the data decides which samples
+are audited, so among the losses of early answers the audited ones are a random share, whatever the data do. The promise
+needs nothing else, except that audited samples and others are treated alike until then: whether a sample may leave depends
+on the coins of others alone.
 """
 
 from __future__ import annotations
@@ -24,24 +24,32 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.adapting import LEAST, add_evidence, choose_thresholds, count_alike, find_largest_sum, find_most
+from exitlens.functional.adapting import (
+    LEAST,
+    add_evidence,
+    choose_thresholds,
+    count_alike,
+    find_largest_sum,
+    find_most,
+    select_losses,
+)
 from exitlens.functional.risk import disagreement
-from exitlens.functional.routing import fires, score_early_exits
+from exitlens.functional.routing import find_first_firing, fires, score_early_exits
 from exitlens.model.engine.journal import SCORED_BY, Journal, Line
 from exitlens.types import AdaptiveStatus, Policy, Trace
 from exitlens.types.adapting import LimitedLoss
 from exitlens.types.inputs import Inputs
-from exitlens.types.settings import COUNT, NumberRule, check_choice, check_number
+from exitlens.types.policies import read_levels, write_levels
+from exitlens.types.settings import COUNT, PROPER_SHARE, check_choice, check_number
 from exitlens.types.tasks import are_same
 
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
 LOG = logging.getLogger("exitlens.adapting")
 WINDOW = 2000  # wrong answers that a window may have, where none is given
-SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many in a window
+SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many
 KEPT, EVERY = 1000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
 WAITING = 10_000  # audited samples that wait for a label
 LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
-SHARE = NumberRule("a number above 0 and below 1", lambda value: 0 < value < 1)
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,7 @@ class Observed:
     names: tuple[str, ...] = ()  # by which feedback calls them; empty: it cannot
     answers: Tensor | None = None  # (n,K) or (n,K,C), needed with names
 
-    def take_losses(self) -> Tensor:  # -> (n,)
-        """Return the losses at the exits where samples would have left; 0 at the final one, 1 where one is no number."""
-        return (
-            torch.cat([self.losses, torch.zeros(len(self.exits), 1)], 1).gather(1, self.exits[:, None])[:, 0].nan_to_num(1.0)
-        )
-
-    def find_audits(self) -> Tensor:  # -> (n,) bool
+    def select_audits(self) -> Tensor:  # -> (n,) bool
         """Return which are audited and have scores and losses that are numbers."""
         return self.audited & (self.scores + self.losses).isfinite().all(1)
 
@@ -122,7 +124,7 @@ class Adaptive:
     Args:
         policy: to start from; its score, temperatures and gate stay.
         limit: on the share of answers that are not the final exit's, in ``(0, 1)``; default: that of the policy's request.
-        of: what the limit is on: ``disagreement``; ``divergence``, the mean over all answers of how far the early exit's
+        loss: what the limit is on: ``disagreement``; ``divergence``, the mean over all answers of how far the early exit's
             attention is from the final exit's (Jensen-Shannon over ln 2, as in a :class:`Trace`); or ``binding``, the share
             of early answers that do not rest on their maps: they change if all outside the top fifth of the map comes from
             the audited sample before, without its object.
@@ -138,9 +140,9 @@ class Adaptive:
     fails as lost.
 
     Attributes:
-        act: move thresholds and stop early answers, True at first. Set to False, samples leave by the policy as it is, and
-            ``status`` tells what would be. Audits go on to the final exit either way.
-        most: audited losses of a window after which no sample leaves early.
+        act: move thresholds and stop early answers; True at first. If it is set to False, samples leave by the policy as
+            it is, and ``status`` counts what would have happened. Audits go on to the final exit either way.
+        most: sum of a window's audited losses above which no sample leaves early.
 
     Where labels arrive later, :meth:`feedback` takes them: an answer whose label shows that it is not worse than the final
     exit's (the early exit is right, or the final exit wrong, too) counts no more. Then at most ``limit`` is promised of the
@@ -158,7 +160,7 @@ class Adaptive:
         limit: float | None = None,
         delta: float = 0.1,
         *,
-        of: LimitedLoss = "disagreement",
+        loss: LimitedLoss = "disagreement",
         audit: float = 0.02,
         window: int | None = None,
         seed: int | None = None,
@@ -166,14 +168,14 @@ class Adaptive:
         require(policy, Policy, "policy", "see exitlens.calibrate")
         if policy.num_exits < 2:
             raise InputError("policy: its network has no early exits, so there is nothing to adapt. Fix: attach one.")
-        check_choice("of", of, get_args(LimitedLoss))
+        check_choice("loss", loss, get_args(LimitedLoss))
         if limit is None and policy.calibration is not None:
-            limit = getattr(policy.calibration.request, f"max_{of}", None)
+            limit = getattr(policy.calibration.request, f"max_{loss}", None)
         if limit is None:
             raise InputError("limit: the policy was not calibrated with one. Fix: pass limit=0.02, or another share.")
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
-            check_number(name, value, SHARE)
-        self.limit, self.delta, self.of, self.audit, self.act = limit, delta, of, audit, True
+            check_number(name, value, PROPER_SHARE)
+        self.limit, self.delta, self.loss, self.audit, self.act = limit, delta, loss, audit, True
         self.window = math.ceil(WINDOW / limit) if window is None else window
         check_number("window", self.window, COUNT)
         self.most = self._find_most(delta)
@@ -189,9 +191,8 @@ class Adaptive:
         self._names: list[str] = []  # of the same samples
         self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
         self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
-        self.donor: Inputs | None = (
-            None  # the inputs of the sample observed last, without its object, for a limit on binding
-        )
+        # the inputs of the sample observed last, without its object, for a limit on binding
+        self.donor: Inputs | None = None
         self._before = 0  # samples that were taken in before this object
         self._journal: Journal | None = None
         self._has_failed = self._is_closed = False  # the journal cannot be written, or was given back
@@ -204,22 +205,23 @@ class Adaptive:
 
     def _find_most(self, delta: float) -> float:
         given = self.limit, self.window, self.audit, delta
-        most = find_largest_sum(*given) if self.of == "divergence" else find_most(*given)
+        most = find_largest_sum(*given) if self.loss == "divergence" else find_most(*given)
         if most >= 1:
             return most
         raise InputError(
-            f"window: in {self.window:,} samples {self.audit:g} of them tell too little of a limit of {self.limit:g}. "
-            f"Fix: pass a larger window, such as {math.ceil(20 / self.audit / self.limit):,}, or a larger audit."
+            f"window: {self.window:,} samples with {self.audit:g} of them audited are too few to keep a limit of "
+            f"{self.limit:g}. Fix: pass a larger window, such as {math.ceil(20 / self.audit / self.limit):,}, or a larger "
+            "audit."
         )
 
     def keep(self, folder: Path | str, processes: int = 1) -> Self:
         """Keep what is learnt in a folder, from which another object goes on; return this one.
 
-        So many processes, each with an object of its own, can share a folder: each keeps the limit for its own samples with
-        a chance of ``1 - delta / processes``, and all learn from the audits of all. A process that ends, however it ends,
-        leaves its place to the next; audits that were on their way then count as lost. An audit is written before the
-        samples after it leave, so no loss is forgotten when a process is killed; the last seconds may be if the machine
-        loses power. Samples since the last audit are not counted, which makes a window longer, not its budget larger.
+        Up to ``processes`` processes can share a folder, each with an object of its own. Each keeps the limit for its own
+        samples, with probability ``1 - delta / processes``, and learns from the audits of all. When a process ends, for
+        whatever reason, the next one takes its place; audits without a final answer then count as lost. Every audit is
+        written before later samples leave, so a killed process forgets no loss; a power failure may lose the last seconds.
+        Samples since the last audit are not counted, which makes a window longer, not its budget larger.
 
         Raises :class:`InputError` if the folder belongs to something else, is damaged, or has no place left, and
         :class:`OutputError` if it cannot be written. If it cannot be written later, no sample leaves early any more, and the
@@ -231,9 +233,9 @@ class Adaptive:
         """
         check_number("processes", processes, COUNT)
         if self._journal is not None or self._is_closed:
-            raise InputError("folder: this object has or had one already. Fix: make another object.")
+            raise InputError("folder: this object already has one, or was closed. Fix: make a new Adaptive.")
         most = self._find_most(self.delta / processes)
-        facts = {name: getattr(self, name) for name in ("limit", "delta", "of", "audit", "window")}
+        facts = {name: getattr(self, name) for name in ("limit", "delta", "loss", "audit", "window")}
         values = self._given.to_dict()
         facts |= {"processes": processes} | {name: values[name] for name in SCORED_BY}
         journal = Journal(Path(folder), processes, facts)
@@ -249,7 +251,7 @@ class Adaptive:
         self.most, self._journal = most, journal
         for place, lines in past.items():
             for line in lines if place != journal.place else ():
-                self._hear(line)  # labels that the one before did not apply, each of which is written down
+                self._apply_feedback(line)  # labels that the one before did not apply, each of which is written down
         return self
 
     def _restore(self, journal: Journal) -> dict[int, list[Line]]:
@@ -263,13 +265,12 @@ class Adaptive:
             self._waiting.pop(line.get("told", ""), None)
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if _is_shared(name)}
         if (last := journal.read_last()) is not None:
-            counts = AdaptiveStatus(**last["status"])
+            counts, chosen = AdaptiveStatus(**last["status"]), read_levels(last["chosen"])
             self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
             self._number, self._window_taken = counts.window, counts.window_taken
             self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
             self._lost, self._all_lost = counts.window_lost + counts.window_open, counts.lost + counts.window_open
-            thresholds = tuple(math.inf if level is None else float(level) for level in counts.thresholds)
-            self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), counts.relearning
+            self._chosen, self._is_relearning = replace(self._chosen, thresholds=chosen), counts.relearning
         if self._is_relearning:
             self._forget()
         self._before, self._fresh = self._taken, KEPT  # thresholds are chosen with the next audit
@@ -278,9 +279,9 @@ class Adaptive:
     def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
             return
-        status = vars(self.status) | {"thresholds": [None if t == math.inf else t for t in self._chosen.thresholds]}
+        facts |= {"chosen": write_levels(self._chosen.thresholds)} | ({} if seen is None else {"seen": seen.to_dict()})
         try:
-            self._journal.write(status=status, **({} if seen is None else {"seen": seen.to_dict()}), **facts)
+            self._journal.write(status=self.status.to_dict(), **facts)
         except OSError as error:
             self._has_failed = True
             LOG.error("%s cannot be written (%s): no sample leaves early any more", self._journal.folder, error)
@@ -339,19 +340,22 @@ class Adaptive:
         open audits before it, so that its own coin has no part in it. Those of a window that is over stay: the present one's
         budget is not theirs.
         """
+        if not self.act:
+            return fired
         charged = (fired & audited).long()
         with self._lock:
             before = charged.cumsum(0) - charged + self._lost + self._open
             may_leave = window == self._number and not (self._has_failed or self._is_closed)
-            leaving = fired & (before <= self.most - 1) & may_leave if self.act else fired  # an open audit may lose 1
-            opened = int((leaving & audited).sum())
-            if opened and window == self._number:
+            leaving = fired & (before <= self.most - 1) & may_leave  # an open audit may lose 1
+            if opened := int((leaving & audited).sum()):
                 self._open += opened
                 self._write()
-            return leaving & (not self._has_failed) if self.act else leaving
+            return leaving & (not self._has_failed)
 
     def give_up(self, window: int) -> None:
         """Count an open audit as lost: its sample will never be observed."""
+        if not self.act:
+            return
         with self._lock:
             if window == self._number:
                 self._open, self._lost = self._open - 1, self._lost + 1
@@ -362,22 +366,21 @@ class Adaptive:
         """Take in observed samples; thresholds may move. ``cost`` ``(K,)`` is the network's."""
         if not len(seen.exits):
             return
-        early = seen.losses.shape[1]
-        audited, lost = seen.audited & (seen.exits < early), seen.take_losses()
-        journal = self._journal
-        lines = [] if journal is None else journal.read_new()
-        others = list(read_observed(lines, early))
+        early, journal = seen.losses.shape[1], self._journal
+        others = list(read_observed([] if journal is None else journal.read_new(), early))
         with self._lock:
-            here = audited & (seen.windows == self._number)
-            self._open -= int(here.sum())
+            counted = self._count(seen)
+            audited = counted.audited & (counted.exits < early)
+            here, lost = audited & (counted.windows == self._number), select_losses(counted.losses, counted.exits)
+            self._open -= int(here.sum()) if self.act else 0
             self._lost += lost[here].sum().item()
             self._all_lost += lost[audited].sum().item()
-            self._note(seen, seen.names)
-            self._wait_for_labels(seen)
+            self._observe(counted)
+            self._wait_for_labels(counted)
             self._write(seen)
             for part, line in others:
-                self._note(part)
-                self._hear(line)
+                self._observe(self._count(part), is_other=True)
+                self._apply_feedback(line)
             is_due = self._is_relearning or self._fresh >= EVERY * early
             if not is_due or len(self._scores) < LEAST:
                 return
@@ -393,16 +396,23 @@ class Adaptive:
                 self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), False
                 self._write()
 
-    def _note(self, seen: Observed, names: Sequence[str] = ()) -> None:
-        """Keep samples for the next thresholds, or forget all if their losses are an alarm."""
-        for loss in () if self._is_relearning else seen.take_losses()[seen.audited].tolist():
+    def _count(self, seen: Observed) -> Observed:
+        """Return samples as they are counted: if the policy does not act, where they would have left if it did."""
+        if self.act:
+            return seen
+        exits = find_first_firing(seen.scores, self._wanted.thresholds)
+        return replace(seen, exits=exits, windows=torch.full_like(seen.windows, self._number))
+
+    def _observe(self, seen: Observed, is_other: bool = False) -> None:
+        """Keep samples, perhaps another process's, for the next thresholds; or forget all if their losses are an alarm."""
+        for loss in () if self._is_relearning else select_losses(seen.losses, seen.exits)[seen.audited].tolist():
             expected = self.limit / (1 - self._forgiven / (self._told + 1))  # by the labels so far
             self._evidence = add_evidence(self._evidence, loss, min(expected, max(self.limit, LARGEST)))
         if math.isinf(self._evidence):
             self._alarms, self._is_relearning = self._alarms + 1, True
             self._forget()
         else:
-            self._remember(seen, names)
+            self._remember(seen, () if is_other else seen.names)
 
     def _forget(self) -> None:
         self._evidence, self._fresh = 0.0, 0
@@ -417,7 +427,7 @@ class Adaptive:
         self._fresh += int(finite.sum())
 
     def feedback(self, name: str, label: int | Sequence[int]) -> bool:
-        """Tell the label of a sample; return whether it is an audited one of this process that waited for it.
+        """Use the label of an answered sample; return whether an audited sample of this process was waiting for it.
 
         ``name`` is the sample's number in the order in which this object took samples in, from 0, as text; in a server its
         request's id and its row (``"id/0"``), which any process of a folder takes. ``label`` is the number of a class, or
@@ -429,8 +439,8 @@ class Adaptive:
             >>> xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).feedback("12", 1)  # nobody has answered it
             False
         """
-        if self.of != "disagreement":
-            raise InputError(f"of: labels tell nothing of {self.of}. Fix: use of='disagreement'.")
+        if self.loss != "disagreement":
+            raise InputError(f"loss: labels tell nothing of {self.loss}. Fix: use loss='disagreement'.")
         told = self._read_label(label)
         with self._lock:
             is_known = self._apply_label(name, told)
@@ -447,7 +457,7 @@ class Adaptive:
             numbers = [-1]
         if any(number < 0 for number in numbers):
             expected = "the numbers of all labels" if several else "the number of a class"
-            raise InputError(f"label: expected {expected}, got {label!r:.60}")
+            raise InputError(f"label: expected {expected}, got {label!r:.60}. Fix: pass numbers from 0 on.")
         return numbers if several else numbers[0]
 
     def _wait_for_labels(self, seen: Observed) -> None:
@@ -457,7 +467,7 @@ class Adaptive:
         for name in list(self._waiting)[: max(0, len(self._waiting) - WAITING)]:
             del self._waiting[name]
 
-    def _hear(self, line: Line) -> None:
+    def _apply_feedback(self, line: Line) -> None:
         """Apply a label that another process was told."""
         told = line.get("feedback")
         if isinstance(told, dict) and _is_shared(str(told.get("name"))):
@@ -472,7 +482,9 @@ class Adaptive:
         answers, truth = waiting.answers, torch.tensor(label)
         if task == "multilabel":
             if max(label, default=0) >= answers.shape[1]:  # type: ignore[arg-type]
-                raise InputError(f"label: expected numbers below {answers.shape[1]}, got {label!r:.60}")
+                raise InputError(
+                    f"label: expected numbers below {answers.shape[1]}, got {label!r:.60}. Fix: pass those of labels."
+                )
             truth = torch.zeros(answers.shape[1], dtype=torch.bool).index_fill(0, truth.long().flatten(), True)
         del self._waiting[name]
         right = are_same(answers, truth, task)
@@ -503,9 +515,9 @@ class Adaptive:
             torch.Size([64])
         """
         self.policy.check(trace.num_exits, trace.network, trace.task)
-        if self.of == "binding":
-            raise InputError("of: a trace does not tell binding. Fix: answer the samples themselves, by predict_stream.")
-        losses = (disagreement(trace) if self.of == "disagreement" else trace.divergence)[:, :-1].float()
+        if self.loss == "binding":
+            raise InputError("loss: a trace does not tell binding. Fix: answer the samples themselves, by predict_stream.")
+        losses = (disagreement(trace) if self.loss == "disagreement" else trace.divergence)[:, :-1].float()
         scores = score_early_exits(trace, self._chosen)
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):

@@ -100,7 +100,7 @@ class AuditedRouter(Router):
         for at in range(0, len(where), size):
             part = slice(at, at + size)
             given = tuple(t[part] for t in activations)
-            self._toss(where[part], given)
+            self._draw_audits(where[part], given)
             routed += super().feed(where[part], given)
             if not self.micro_batch or sum(row.exit is not None for row in self._seen.values()) > self._most_open:
                 routed += self.flush()
@@ -111,19 +111,19 @@ class AuditedRouter(Router):
 
         ``name`` is their request's, by which feedback calls them.
         """
-        self._toss(where, activations, name)
+        self._draw_audits(where, activations, name)
         super().admit(where, activations, since)
 
-    def _toss(self, where: Tensor, activations: Activations, name: str = "") -> None:
+    def _draw_audits(self, where: Tensor, activations: Activations, name: str = "") -> None:
         audited, first, window = self._adaptive.draw(len(where))
         if window != self._window:
             self._window, self._start = window, int(where[0])
         observes_all = self._adaptive.is_relearning and self._adaptive.act
         rows = torch.ones_like(audited) if observes_all else audited
         for i in rows.nonzero().flatten().tolist():
-            called = f"{name}/{i}" if name else str(first + i)
-            row = self._seen[int(where[i])] = _Seen(called, bool(audited[i]))
-            if self._adaptive.of == "binding":
+            named = f"{name}/{i}" if name else str(first + i)
+            row = self._seen[int(where[i])] = _Seen(named, bool(audited[i]))
+            if self._adaptive.loss == "binding":
                 row.inputs = tuple(t[i : i + 1].clone() for t in activations)
 
     def discard(self, gone: Tensor) -> None:
@@ -136,7 +136,7 @@ class AuditedRouter(Router):
 
     def _run(self, k: int) -> None:
         self.policy, count, asked = self._adaptive.policy, len(self._routed), self.attention
-        self.attention = asked or self._adaptive.of != "disagreement"
+        self.attention = asked or self._adaptive.loss != "disagreement"
         try:
             super()._run(k)
         finally:
@@ -162,7 +162,7 @@ class AuditedRouter(Router):
         for i, row in observed:
             row.scores.append(scores[i])
             row.answers.append(answers[i])
-            if batch.attention is not None and self._adaptive.of != "disagreement":
+            if batch.attention is not None and self._adaptive.loss != "disagreement":
                 row.maps.append(batch.attention[i])
             audited[i] = row.is_audited
             fired[i] &= row.exit is None  # it would have left before
@@ -184,11 +184,11 @@ class AuditedRouter(Router):
         final = read_answers(part.probabilities[kept], self.policy.task).cpu()
         answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
         losses = (~are_same(answers, final[:, None], self.policy.task)).float()
-        if self._adaptive.of != "disagreement":
+        if self._adaptive.loss != "disagreement":
             assert part.attention is not None
             maps = [torch.stack([row.maps[k] for row in seen]).float() for k in range(self._last)]
             maps.append(part.attention[kept].float())
-            if self._adaptive.of == "divergence":
+            if self._adaptive.loss == "divergence":
                 losses = torch.stack([divergence(*on_common_grid(each, maps[-1])) for each in maps[:-1]], 1).cpu()
             else:
                 losses = torch.cat(

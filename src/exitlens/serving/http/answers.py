@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exitlens.errors import RequestError, suggest
-from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.cascade import Terms, Ticket, is_adapted
 from exitlens.serving.models import Array, ServedModel
 from exitlens.serving.settings import LONGEST_ID
 from exitlens.types import Policy
@@ -62,8 +62,13 @@ def read_number(given: Mapping[str, Any], name: str, high: float) -> float | Non
 
 def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
     """Return the name of an answer's policy, and what it promises."""
-    adapts = model.adaptive is not None and model.adaptive.act and terms.are_default
-    return {"policy": terms.policy, "promise": "adaptive" if adapts else name_promise(model.policies[terms.policy], terms)}
+    promise = "adaptive" if _acts(model, terms) else name_promise(model.policies[terms.policy], terms)
+    return {"policy": terms.policy, "promise": promise}
+
+
+def _acts(model: ServedModel, terms: Terms) -> bool:
+    """Return whether thresholds that adapt decide about a request with these terms."""
+    return is_adapted(model, terms) and model.adaptive is not None and model.adaptive.act
 
 
 def read_feedback(model: ServedModel, body: bytes, most: int) -> tuple[str, list[int | list[int] | None]]:
@@ -72,7 +77,8 @@ def read_feedback(model: ServedModel, body: bytes, most: int) -> tuple[str, list
         given = json.loads(body)
         name, labels = given["id"], given["labels"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RequestError(f'body: expected {{"id": ..., "labels": [...]}}, got {shorten(body)}') from error
+        words = "Fix: send the id of an earlier request, and its labels."
+        raise RequestError(f'body: expected {{"id": ..., "labels": [...]}}, got {shorten(body)}. {words}') from error
     if not isinstance(name, str) or len(name) > LONGEST_ID or not isinstance(labels, list) or len(labels) > most:
         raise RequestError(
             f"id, labels: expected a text of at most {LONGEST_ID}, and a list of at most {most} labels, got {shorten(given)}"
@@ -164,8 +170,7 @@ def give_reason(model: ServedModel, ticket: Ticket, i: int) -> str:
     """Return in a few words why sample ``i`` was answered at its exit, and what is promised of its map."""
     policy, terms = model.policies[ticket.terms.policy], ticket.terms
     why = _compare(model, ticket, i)
-    adapts = model.adaptive is not None and terms.are_default
-    promise = "" if terms.changes_policy or adapts else policy.describe_binding(int(ticket.exits[i]))
+    promise = "" if terms.changes_policy or _acts(model, terms) else policy.describe_binding(int(ticket.exits[i]))
     return f"{why}. {promise}" if promise else why
 
 
@@ -177,7 +182,7 @@ def _compare(model: ServedModel, ticket: Ticket, i: int) -> str:
         return f"the request's {why} allowed no deeper exit; {name} {score:.3f}"
     if k == model.num_exits - 1:
         refusing, stayed = int(ticket.refused[i]), "no earlier exit was sure enough"
-        if model.adaptive is not None and terms.are_default:
+        if is_adapted(model, terms):
             stayed = "no earlier exit was sure enough, or its answer was to be checked"
         if refusing >= 0:
             stayed = f"exit {refusing} was sure enough, but the gate refused its answer"

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.adapting import Adaptive
-from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.cascade import Terms, Ticket, is_adapted
 from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.http import answers
 from exitlens.serving.http.guard import Guard, find_exchange
@@ -124,9 +124,8 @@ def _read_resource(name: str) -> str:
 
 def describe_adaptive(adaptive: Adaptive) -> dict[str, Any]:
     """Return what a policy that adapts promises, and where it stands, JSON-ready."""
-    status = asdict(adaptive.status)
-    status["thresholds"] = ["never" if level == math.inf else level for level in status["thresholds"]]
-    return {"limit": adaptive.limit, "delta": adaptive.delta, "acts": adaptive.act, "most_lost": adaptive.most, **status}
+    facts = {"limit": adaptive.limit, "delta": adaptive.delta, "loss": adaptive.loss, "acts": adaptive.act}
+    return facts | {"most_lost": adaptive.most} | adaptive.status.to_dict()
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,9 @@ class _Routes:
         body = await request.body()
         model = self.repository.find(*_name(request)).model
         find_exchange(request.scope).model = model.name
-        if model.adaptive is None or model.adaptive.of != "disagreement":
+        if model.adaptive is None or model.adaptive.loss != "disagreement":
             raise RequestError(
-                f"{model.name}: labels are for a limit on disagreement. Fix: serve it with --adapt 0.02, or another limit."
+                f"{model.name}: expected a model with a limit on disagreement, got another. Fix: serve it with --adapt 0.02."
             )
         name, labels = answers.read_feedback(model, body, self.limits.max_batch)
         known = [model.adaptive.feedback(f"{name}/{i}", label) for i, label in enumerate(labels) if label is not None]
@@ -322,12 +321,9 @@ class _Routes:
             names = model.spec.names
             given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
             policy = model.policies[ticket.terms.policy]
-            if model.adaptive is not None and ticket.terms.are_default:  # the exit that answered answers again
-                reached, answered = (
-                    float(ticket.thresholds[0]) - 1e-5,
-                    int(ticket.exits[0]),
-                )  # scores may be rounded otherwise
-                thresholds = tuple(reached if k == answered else math.inf for k in range(model.num_exits - 1))
+            if is_adapted(model, ticket.terms):  # the exit that answered answers again
+                reached = float(ticket.thresholds[0]) - 1e-5  # scores may be rounded otherwise
+                thresholds = tuple(reached if k == ticket.exits[0] else math.inf for k in range(model.num_exits - 1))
                 policy = replace(policy, thresholds=thresholds, calibration=None, binding=None)
             why = (await self._run_aside(explain_batch, model.net, given, policy))[0]
             attention = why.exits[why.answered].attention
