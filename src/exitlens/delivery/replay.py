@@ -225,6 +225,6 @@ def draw_course(course: Course) -> Figure:
         axes.set_ylabel(text)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    above.set_title("The checked samples. Where a threshold has no line, no sample leaves early.", fontsize=9)
+    above.set_title("Audited samples. Where a threshold has no line, no sample leaves early.", fontsize=9)
     figure.autofmt_xdate()
     return figure
