@@ -22,8 +22,8 @@ from exitlens.io import read_json
 from exitlens.model.engine.adapting import DAMAGED, read_observed
 from exitlens.model.engine.journal import SCORED_BY, SETTINGS, Line, list_files, read_lines
 from exitlens.types import Policy
-from exitlens.types.adapting import LimitedLoss
 from exitlens.types.policies import read_levels, write_levels
+from exitlens.types.settings import LimitedLoss
 
 NORMAL = 1.96  # standard errors to either side of a 95 % interval
 SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import get_args
 
 from exitlens.errors import InputError
-from exitlens.types.adapting import LimitedLoss
-from exitlens.types.settings import COUNT, POSITIVE, SHARE, WHOLE, NumberRule, check_choice, check_number, check_numbers
+from exitlens.types.settings import (
+    COUNT,
+    POSITIVE,
+    SHARE,
+    WHOLE,
+    LimitedLoss,
+    NumberRule,
+    check_choice,
+    check_number,
+    check_numbers,
+)
 
 LONGEST_ID = 128  # characters of a request's id
 UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from exitlens.types.policies import write_levels
-
-LimitedLoss = Literal["disagreement", "divergence", "binding"]  # of early answers, from the final exit's
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ BatchNorm = Literal["update", "keep"]
 RelyOn = Literal["anything", "map"]
 EpochMetric = Literal["accuracy", "final_accuracy", "loss"]
 RecipeName = Literal["scratch", "pretrained"]
+LimitedLoss = Literal["disagreement", "divergence", "binding"]  # of early answers, with thresholds that adapt
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,9 @@ from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import find_first_firing, fires, score_early_exits
 from exitlens.model.engine.journal import SCORED_BY, Journal, Line
 from exitlens.types import AdaptiveStatus, Policy, Trace
-from exitlens.types.adapting import LimitedLoss
 from exitlens.types.inputs import Inputs
 from exitlens.types.policies import read_levels, write_levels
-from exitlens.types.settings import COUNT, PROPER_SHARE, check_choice, check_number
+from exitlens.types.settings import COUNT, PROPER_SHARE, LimitedLoss, check_choice, check_number
 from exitlens.types.tasks import are_same
 
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
