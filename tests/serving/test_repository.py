@@ -1,15 +1,16 @@
 """Models by name, and new versions of their bundles."""
 
 import shutil
+from contextlib import suppress
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import exitlens as xl
 from exitlens.model.engine import journal
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Adapting
-from tests.serving.conftest import save_small
+from tests.serving.conftest import save_small, wait_until
 
 
 def test_names_and_versions(model):
@@ -56,6 +57,13 @@ def test_a_bundle_that_is_still_being_copied_is_tried_again(tmp_path, caplog, mo
         repository.close()
 
 
+def acquire(lock):
+    with suppress(Timeout, RuntimeError):  # the second, if another object of this thread has it
+        lock.acquire(blocking=False)
+        return True
+    return False
+
+
 @pytest.mark.slow
 def test_a_version_whose_journal_is_still_taken_is_tried_again(tmp_path, monkeypatch):
     """Such as one that came back while requests of its first time were being answered."""
@@ -68,7 +76,10 @@ def test_a_version_whose_journal_is_still_taken_is_tried_again(tmp_path, monkeyp
         save_small(tmp_path / "b", 0.6, 0.6)
         assert repository.reload() == ["b"]
         second = repository.find().model.version
-        with FileLock(tmp_path / "state" / "b" / first / "0.lock"):  # as the old one would hold it
+        lock = FileLock(tmp_path / "state" / "b" / first / "0.lock")
+        wait_until(lambda: acquire(lock))  # the first version ends in a thread of its own
+        with lock:  # as it would hold it meanwhile
+            lock.release()  # one of the two
             save_small(tmp_path / "b", 0.5, 0.5)
             assert repository.reload() == []
             assert repository.find().model.version == second

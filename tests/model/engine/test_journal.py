@@ -55,6 +55,13 @@ def test_the_next_process_goes_on_in_the_same_place(open_journal, monkeypatch):
     assert again.read_new() == []
 
 
+def test_a_place_that_the_same_thread_holds_is_taken(open_journal, monkeypatch):
+    monkeypatch.setattr(journal, "PATIENCE", 0.0)
+    open_journal(places=1)
+    with pytest.raises(journal.NoPlaceError, match="all 1 places"):
+        open_journal(places=1)
+
+
 def hold_and_write(folder, ready):
     Journal(folder, 1, FACTS).write(number=7)
     ready.set()

@@ -57,7 +57,7 @@ class Journal:
         while True:
             for place in range(self.places):
                 lock = FileLock(self.folder / f"{place}.lock", thread_local=False)
-                with suppress(Timeout):
+                with suppress(Timeout, RuntimeError):  # the second, if this thread holds it by another object
                     lock.acquire(blocking=False)
                     return place, lock
             if time.monotonic() > until:
