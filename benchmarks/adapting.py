@@ -1,8 +1,8 @@
 """Streams that change: does ``xl.Adaptive`` keep its limit, and what does it save?
 
 Cells are DATA/SHIFT: streams of stored scores, drawn with replacement from a network's test sets, which follow one another. Each starts
-from a policy certified on 1,000 samples of its own. Networks are those of ``binding``, trained here if they are missing; then a cell takes
-two or three minutes.
+from a policy certified on 1,000 samples of its own. Networks are those of
+``binding``, trained here if they are missing, which takes ten minutes; then a cell takes another ten, and ``day`` one.
 """
 
 from __future__ import annotations
@@ -84,10 +84,8 @@ def follow_day(quick: bool = False) -> Tree:
     traces, rng = load_traces("scenes"), torch.Generator().manual_seed(0)
     length = 3000 if quick else LENGTH
     policy = xl.calibrate(traces["known"].select(torch.arange(CALIBRATION)), max_disagreement=LIMIT, delta=DELTA)
-    stream, adaptive = (
-        draw_stream(traces, "scenes", "recurring", length, rng),
-        RecordingAdaptive(policy, delta=DELTA, seed=0),
-    )
+    stream = draw_stream(traces, "scenes", "recurring", length, rng)
+    adaptive = RecordingAdaptive(policy, delta=DELTA, seed=0)
     for rows in torch.arange(length).split(STEP):
         adaptive.replay(stream.select(rows))
         adaptive.levels.append((DAY * adaptive.status.taken / length, adaptive.policy.thresholds))

@@ -348,3 +348,18 @@ def test_settings_of_thresholds_that_do_not_adapt_are_refused(given):
         Adapting(**given)
     with pytest.raises(xl.errors.InputError, match="loss: expected one of"):
         Adapting(adapt=0.1, loss="accuracy")
+
+
+@pytest.mark.parametrize("loss", ["divergence", "binding"])
+def test_what_maps_show_can_be_limited(model, images, send, loss):
+    endpoint = Endpoint(
+        adapt(model, Adapting(adapt=0.3, loss=loss, audit=0.9, window=400)), Batching(batch=4), Watching(), Metrics()
+    )
+    try:
+        ticket = send(endpoint, images).result()
+        assert not ticket.maps  # nobody asked for them
+        status = endpoint.model.adaptive.status
+        assert (status.taken, status.window_open) == (len(images), 0)
+        assert status.lost > 0
+    finally:
+        endpoint.close()

@@ -119,9 +119,8 @@ def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> l
     rows = [_judge("as it was", None, log.exits, log, cost)]
     limit = float(log.facts["limit"]) + 1 / len(log)  # choose_thresholds takes one loss off
     best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), limit)
-    tried = {name: policy.thresholds for name, policy in policies.items() if compares_logged_scores(policy, log)} | {
-        BEST: best
-    }
+    tried = {name: policy.thresholds for name, policy in policies.items() if compares_logged_scores(policy, log)}
+    tried[BEST] = best
     return rows + [_judge(name, levels, find_first_firing(log.scores, levels), log, cost) for name, levels in tried.items()]
 
 
@@ -132,11 +131,8 @@ def compares_logged_scores(policy: Policy, log: Log) -> bool:
 
 
 def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
-    costs, count, losses = (
-        torch.tensor(cost, dtype=torch.float64)[exits],
-        len(log),
-        select_losses(log.losses, exits).double(),
-    )
+    count, losses = len(log), select_losses(log.losses, exits).double()
+    costs = torch.tensor(cost, dtype=torch.float64)[exits]
     mean, lost = losses.mean().item(), int(losses.sum())
     if log.facts["loss"] == "divergence":
         room = NORMAL * losses.std().item() / math.sqrt(count)

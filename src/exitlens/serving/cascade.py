@@ -249,7 +249,7 @@ class Cascade:
                     adaptive,
                     torch.tensor(self.model.cost),
                     micro_batch=self.size,
-                    recomposing=Recomposing(self.model.info.modality, self.model.spec.names, self.model.info.place),
+                    recomposing=Recomposing(self.model.spec.modality, self.model.spec.names, self.model.info.place),
                 )
                 if adaptive is not None and terms.are_default
                 else Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)

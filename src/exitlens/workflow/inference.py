@@ -66,12 +66,12 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attentio
         raise InputError(f"inputs: expected a torch.Tensor or a dict of them, one batch, got {type(inputs).__name__}{hint}")
     with net.open_engine() as engine:
         activations = net.check_input(inputs, "inputs")
-        router = open_router(engine, policy, net.cost, attention, engine.tuning.micro_batch, describe_recomposing(net))
+        router = open_router(engine, policy, net.cost, attention, engine.tuning.micro_batch, _describe_recomposing(net))
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(net, router.run(where, activations))
 
 
-def describe_recomposing(net: ExitNet) -> Recomposing:
+def _describe_recomposing(net: ExitNet) -> Recomposing:
     """Return how the network's inputs are put together."""
     return Recomposing(net.input_spec.modality, net.input_spec.names, net.info.place)
 
@@ -242,7 +242,7 @@ class _Stream:
     def _continue_with(self, engine: Engine) -> Router:
         """Return the router with the current engine: the network's weights may have changed, its tuning must not."""
         if self.router is None:
-            recomposing = describe_recomposing(self.net)
+            recomposing = _describe_recomposing(self.net)
             self.router = open_router(engine, self.policy, self.net.cost, self.attention, recomposing=recomposing)
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:

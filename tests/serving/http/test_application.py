@@ -435,5 +435,6 @@ def test_explanations_are_of_the_exit_that_answered(adapting_client, picture):
     head = {"accept": "application/json"}
     shown = [adapting_client.post("/explain", content=picture, headers=head).json() for _ in range(12)]
     assert {each["promise"] for each in shown} == {"adaptive"}
-    assert sum(each["answered"] == 2 for each in shown) >= 8  # nine of ten are audited
-    assert adapting_client.get("/models").json()["models"][0]["adaptive"]["taken"] == 12
+    state = adapting_client.get("/models").json()["models"][0]["adaptive"]
+    assert state["taken"] == 12
+    assert sum(each["answered"] == 2 for each in shown) >= state["audited"]  # they would leave at exit 0 by the policy

@@ -56,7 +56,7 @@ class Observed:
     """Samples that reached the final exit and were observed at every exit."""
 
     scores: Tensor  # (n,K-1) what thresholds are compared with
-    losses: Tensor  # (n,K-1) in [0, 1]: 1 where the answer is not the final one, or the divergence of maps
+    losses: Tensor  # (n,K-1) in [0, 1]: what the limit is on
     exits: Tensor  # (n,) where it would have left; K-1: nowhere
     audited: Tensor  # (n,) bool: chosen by a coin; the others were observed after an alarm
     windows: Tensor  # (n,) the number of the window in which it would have left
