@@ -62,13 +62,13 @@ def test_maps_are_judged(trained):
 @pytest.mark.parametrize("of", ["divergence", "binding"])
 def test_thresholds_adapt_to_what_maps_show(trained, of):
     kind, net, test = trained
-    adaptive = xl.Adaptive(xl.Policy((0.5, 0.5)), limit=0.9, loss=of, audit=0.5, window=1000, seed=0)
+    adaptive = xl.Adaptive(xl.Policy((0.5, 0.5)), limit=0.9, loss=of, audit=0.5, seed=0)
     if kind is KINDS["vector"]:
         with pytest.raises(xl.errors.InputError, match=f"a limit on {of} needs attention maps"):
             xl.predict(net, test.inputs, adaptive)
         return
     assert len(xl.predict(net, test.inputs, adaptive)) == 60
-    assert adaptive.status.window_open == 0
+    assert adaptive.status.open == 0
     assert 0 < adaptive.status.lost < adaptive.status.audited
 
 

@@ -40,10 +40,10 @@ def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
     assert "trust" not in shown  # there is no gate
     assert str(folder / "bright" / "00.png") in shown  # in one piece
     adapted = call.json(*words, folder, "--adapt", 0.5, "--audit", 0.4)["adaptive"]
-    assert (adapted["taken"], adapted["window_open"], len(adapted["thresholds"])) == (60, 0, 3)
+    assert (adapted["taken"], adapted["open"], len(adapted["thresholds"])) == (60, 0, 3)
     assert 0 < adapted["audited"] < 60
     assert re.search(
-        r"of 60 samples audited, their\s+losses add up to \d+", call.ok(*words, folder, "--adapt", 0.5, "--audit", 0.4)
+        r"audits of 60 samples, their\s+losses add up to \d+", call.ok(*words, folder, "--adapt", 0.5, "--audit", 0.4)
     )
     run = shutil.copytree(trained, tmp_path / "run")
     replace_policy(run, xl.Policy.never(4), "never")
@@ -64,7 +64,7 @@ def test_what_was_learnt_goes_on_and_can_be_replayed(trained, folder, tmp_path, 
     assert (tmp_path / "day.svg").read_text().startswith("<?xml")
     assert "other answers, %" in call.ok("replay", "--log", tmp_path / "state", "--bundle", trained)
     with_none = call.error("replay", "--log", tmp_path / "state", "--bundle", trained, "--since", "2999-01-01")
-    assert "expected 2 audits or more in this time" in with_none
+    assert "expected 2 observed samples or more in this" in with_none
     run = shutil.copytree(trained, tmp_path / "run")
     replace_policy(run, xl.Policy((0.5, 0.5, 0.5), "margin"), "other")
     assert "policies whose scores were not logged: other" in call.ok("replay", "--log", tmp_path / "state", "--bundle", run)
@@ -395,7 +395,7 @@ def test_every_option_arrives(call, served, tmp_path):
     words += " --max-waiting 10 --max-wait-ms 250 --max-body-mb 1.5 --max-pixels 1000 --max-batch 4 --timeout 7"
     words += f" --max-connections 9 --token-file {tmp_path / 'token'} --tls-cert {tmp_path / 'cert'}"
     words += f" --tls-key {tmp_path / 'key'} --reload-seconds 0 --no-access-log --no-drift --unready-on-drift --shadow 0.25"
-    words += f" --adapt 0.02 --loss divergence --audit 0.05 --window 9000 --state {tmp_path / 'state'} --propose"
+    words += f" --adapt 0.02 --loss divergence --audit 0.05 --warm-up 9000 --state {tmp_path / 'state'} --propose"
     call.ok("serve", *words.split())
     (asked,) = served
     assert asked.bundles == {"a": Path("x"), "b": Path("y/b")}

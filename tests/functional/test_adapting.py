@@ -5,39 +5,51 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from hypothesis import given
+from hypothesis import strategies as st
 
-from exitlens.functional.adapting import LEAST, add_evidence, choose_thresholds, count_alike, find_largest_sum, find_most
-
-
-@pytest.mark.parametrize(("limit", "window", "audit", "delta"), [(0.1, 1000, 0.1, 0.1), (0.02, 50_000, 0.05, 0.05)])
-def test_early_answers_stop_as_late_as_the_promise_allows(limit, window, audit, delta):
-    """More than B failures come before the r-th success exactly if B + r trials have fewer than r successes."""
-
-    def broken(most):
-        return sum(binom.cdf(m * most - 1, round(m * limit * window) + m * most, audit) for m in range(1, 60))
-
-    most = find_most(limit, window, audit, delta)
-    assert broken(most) <= delta < broken(most + 1)
+from exitlens.functional.adapting import (
+    LEAST,
+    add_evidence,
+    average,
+    bound_losses,
+    charge_audit,
+    choose_thresholds,
+    count_alike,
+    find_doubt,
+    select_losses,
+)
+from exitlens.functional.routing import find_first_firing
 
 
 @pytest.mark.parametrize("sizes", [(1.0,), (0.3,), (0.05, 1.0)])
-def test_losses_of_any_size_stay_within_the_limit(sizes):
-    """By brute force, where data lose as fast as they can until the audited losses reach the sum."""
-    limit, window, audit, delta = 0.1, 1000, 0.1, 0.1
-    most = find_largest_sum(limit, window, audit, delta)
-    assert 1 < most < find_most(limit, window, audit, delta) + 1  # the exact number for losses 0 and 1 is not below it
-    rng = np.random.default_rng(0)
-    losses = rng.choice(sizes, (2000, 6000))
-    audited = rng.random(losses.shape) < audit
-    before = np.where(audited, losses, 0.0).cumsum(1) - np.where(audited, losses, 0.0)
-    missed = np.where(~audited & (before <= most - 1), losses, 0.0).sum(1)
-    assert (missed > limit * window).mean() <= delta
-    assert missed.mean() > 0.25 * limit * window
+@pytest.mark.parametrize("chances", [(0.1,), (0.05, 0.4)])
+def test_losses_that_nobody_audited_stay_within_the_bound_at_every_moment(sizes, chances):
+    """By brute force: chances may differ, and losses have any size."""
+    delta, bet, rng = 0.1, 0.025, np.random.default_rng(0)
+    losses, chance = rng.choice(sizes, (3000, 2000)), rng.choice(chances, (3000, 2000))
+    audited = rng.random(losses.shape) < chance
+    charge = np.vectorize(lambda p: charge_audit(p, bet))(np.array(chances))
+    charged = np.where(audited, losses * charge[np.searchsorted(chances, chance)], 0.0).cumsum(1)
+    missed = np.where(audited, 0.0, losses).cumsum(1)
+    bound = (charged - math.log(delta)) / bet
+    assert bound[0, 0] == bound_losses(charged[0, 0], bet, delta)
+    share = (missed > bound).any(1).mean()
+    assert share <= delta + 0.01
+    assert share > 0.01 or max(sizes) < 1  # it is not much larger than it has to be
+    assert bound[:, -1].mean() < 1.6 * missed[:, -1].mean()
 
 
-def test_a_limit_that_nothing_can_be_promised_of_has_no_sum():
-    assert find_largest_sum(0.01, 1000, 0.01, 0.1) < 1
+@given(st.floats(0.02, 1.0), st.floats(0.1, 0.9))
+def test_a_charge_makes_the_mean_factor_of_a_loss_one(chance, part):
+    bet = -part * math.log1p(-chance) if chance < 1 else part
+    charge = charge_audit(chance, bet)
+    assert (1 - chance) * math.exp(bet) + chance * math.exp(-charge) == pytest.approx(1)
+    assert charge_audit(chance, 1.01 * bet) >= charge >= 0
+
+
+def test_no_charge_is_enough_for_audits_that_are_too_rare():
+    assert charge_audit(0.01, 0.02) == math.inf
 
 
 @pytest.mark.parametrize("limit", [0.02, 0.3, 0.6])
@@ -51,9 +63,23 @@ def test_evidence_grows_with_losses_alone(limit):
 
 def test_few_samples_are_alike_after_a_change_for_better_or_worse():
     better, worse = torch.zeros(400, 2), torch.ones(400, 2)
-    assert count_alike(torch.cat([worse, better])) == count_alike(torch.cat([better, worse])) == LEAST
-    assert count_alike(better) == 400
-    assert count_alike(torch.cat([worse[:LEAST], better[: LEAST - 1]])) == 2 * LEAST - 1  # too few to tell
+    same = torch.ones(800)
+    assert count_alike(torch.cat([worse, better]), same) == count_alike(torch.cat([better, worse]), same) == LEAST
+    assert count_alike(better, same[:400]) == 400
+    assert count_alike(torch.cat([worse[:LEAST], better[: LEAST - 1]]), same[:399]) == 2 * LEAST - 1  # too few to tell
+
+
+def test_samples_of_little_weight_change_little():
+    """Half of the late ones are lost, which stand for a fiftieth of all, as a fiftieth was before."""
+    before, late = torch.zeros(400, 1), torch.zeros(200, 1)
+    before[::50], late[::2] = 1, 1
+    weights = torch.cat([torch.ones(400), torch.where(late[:, 0] > 0, 1.0, 49.0)])
+    assert count_alike(torch.cat([before, late]), weights) == 600
+    assert count_alike(torch.cat([before, late]), torch.ones(600)) == LEAST
+
+
+def test_the_mean_and_number_of_weighted_values():
+    assert average(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])) == pytest.approx((0.25, 1.6))
 
 
 def test_thresholds_are_the_cheapest_within_the_risk():
@@ -63,3 +89,28 @@ def test_thresholds_are_the_cheapest_within_the_risk():
     assert first == pytest.approx(0.5, abs=0.03)  # a tenth of all is lost
     assert second == 0
     assert choose_thresholds(scores, torch.ones(1000, 2), torch.tensor([0.2, 0.5, 1.0]), 0.0) == (math.inf, math.inf)
+
+
+def test_weights_stand_for_samples_that_are_there_as_often():
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.rand(300, 2, generator=rng)
+    losses, times = (torch.rand(300, 2, generator=rng) > scores).float(), torch.randint(1, 5, (300,), generator=rng)
+    cost = torch.tensor([0.2, 0.5, 1.0])
+    weighted = choose_thresholds(scores, losses, cost, 0.2, times.float())
+    every = choose_thresholds(scores.repeat_interleave(times, 0), losses.repeat_interleave(times, 0), cost, 0.2)
+    means = []
+    for thresholds in (weighted, every):
+        exits = find_first_firing(scores, thresholds)
+        lost = select_losses(losses, exits)
+        means.append((average(lost, times.float())[0], average(cost[exits], times.float())[0]))
+    assert all(lost <= 0.2 + 1e-6 for lost, _ in means)
+    assert means[0][1] == pytest.approx(means[1][1], abs=0.02)
+
+
+def test_the_doubtful_are_a_share_of_the_early_answers_next_to_the_thresholds():
+    scores = torch.tensor([[0.9, 0.0], [0.5, 0.95], [0.2, 0.7], [0.1, 0.2]])
+    weights = torch.tensor([1.0, 1.0, 2.0, 9.0])  # the last leaves nowhere
+    assert find_doubt(scores, (0.5, 0.6), weights, 0.2) == pytest.approx(0.0)  # exit 0 takes the second, at its threshold
+    assert find_doubt(scores, (0.6, 0.6), weights, 0.4) == pytest.approx(0.1)
+    assert find_doubt(scores, (0.6, 0.6), weights, 0.6) == pytest.approx(0.3)
+    assert find_doubt(scores, (2.0, 2.0), weights, 0.4) == math.inf

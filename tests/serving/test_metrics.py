@@ -45,16 +45,8 @@ def fill(metrics):
     metrics.set_version("photos", "2", (0.25, 0.5, 1.0))
     for taken, lost in ((100, 1), (300, 3)):  # what was counted before is not this process's
         counts = {"taken": taken, "audited": taken // 50, "lost": lost, "alarms": lost // 3}
-        window = {
-            "window_taken": taken,
-            "window_lost": lost,
-            "window_open": 0,
-            "window": 0,
-            "labelled": 0,
-            "final_wrong": 0,
-            "relearning": False,
-        }
-        metrics.observe_adapting("photos", AdaptiveStatus(**counts, **window, thresholds=(0.5, math.inf)), 12)
+        more = {"open": 0, "bound": 10.0 * lost, "allowed": 40.0, "labelled": 0, "final_wrong": 0, "relearning": False}
+        metrics.observe_adapting("photos", AdaptiveStatus(**counts, **more, thresholds=(0.5, math.inf)))
     return metrics
 
 
@@ -83,7 +75,7 @@ def test_everything_that_is_counted_reads_back():
     assert found["exitlens_adaptive_audits_total", model] == 4
     assert found["exitlens_adaptive_lost_total", model] == 2
     assert found["exitlens_adaptive_alarms_total", model] == 1
-    assert found["exitlens_adaptive_budget_used", model] == 0.25
+    assert found["exitlens_adaptive_budget_used", model] == 0.75
     assert found["exitlens_adaptive_threshold", early, model] == 0.5
     assert found["exitlens_adaptive_threshold", ("exit", "1"), model] == 2
     assert found["exitlens_model_info", model, ("version", "1")] == 0

@@ -156,7 +156,7 @@ def test_replicas_from_the_first_to_the_last(local, tmp_path):
     check_that_retries_lose_nothing(local, *xl.load(bundle))
     local.deploy(bundle=f"x={bundle}", replicas=1, batch=1, max_waiting=4, max_wait_ms=10)
     check_that_requests_without_room_are_refused(local)
-    local.deploy(bundle=f"x={bundle}", replicas=2, adapt=0.3, audit=0.3, window=2000, state=str(tmp_path / "state"))
+    local.deploy(bundle=f"x={bundle}", replicas=2, adapt=0.3, audit=0.3, warm_up=2000, state=str(tmp_path / "state"))
     check_that_what_was_learnt_outlives_a_replica(local, tmp_path / "state")
 
 

@@ -68,7 +68,7 @@ def acquire(lock):
 def test_a_version_whose_journal_is_still_taken_is_tried_again(tmp_path, monkeypatch):
     """Such as one that came back while requests of its first time were being answered."""
     monkeypatch.setattr(journal, "PATIENCE", 0.0)
-    adapting = Adapting(adapt=0.3, audit=0.5, window=200, state=tmp_path / "state")
+    adapting = Adapting(adapt=0.3, audit=0.5, warm_up=200, state=tmp_path / "state")
     save_small(tmp_path / "b", 0.5, 0.5)
     repository = Repository({"b": tmp_path / "b"}, adapting=adapting)
     try:

@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle, tmp_pa
     """What it has learnt stays, too: the next one goes on in its place, with what was open counted as lost."""
     port = find_port()
     command = [sys.executable, "-m", "exitlens", "serve", "--bundle", str(bundle), "--port", str(port), "--workers", "2"]
-    command += ["--adapt", "0.3", "--audit", "0.3", "--window", "2000", "--state", str(tmp_path), "--propose"]
+    command += ["--adapt", "0.3", "--audit", "0.3", "--warm-up", "2000", "--state", str(tmp_path), "--propose"]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,

@@ -65,7 +65,7 @@ def predict(
             "whatever the samples are (90 % confidence)."
         ),
     ] = None,
-    audit: Annotated[float, Option(help="With --adapt: share of the samples that the final exit checks.")] = 0.02,
+    audit: Annotated[float, Option(help="With --adapt: share of the early answers that the final exit checks.")] = 0.025,
     state: Annotated[
         Path | None, Option(help="With --adapt: folder that keeps what is learnt, and from which the next run goes on.")
     ] = None,
@@ -143,15 +143,15 @@ def _refuse_pairs(out: Path | None, resume: bool, monitor: bool, adapt: float | 
 
 
 def _start_adapting(policy: xl.Policy, limit: float, audit: float, total: int, state: Path | None) -> xl.Adaptive:
-    """Return a policy that adapts within the usual window, or one of all samples if these are fewer and all there are."""
+    """Return a policy that adapts, with the usual budget to warm up, or that of all samples if these are fewer."""
     usual = xl.Adaptive(policy, limit, audit=audit)
     if state is not None:
         return usual.keep(state)
-    try:
-        return xl.Adaptive(policy, limit, audit=audit, window=min(usual.window, max(1, total)))
-    except xl.errors.InputError:
+    adaptive = xl.Adaptive(policy, limit, audit=audit, warm_up=min(usual.warm_up, max(1, total)))
+    if not adaptive.free:
         words = "Fix: raise --audit, or add --state to count over several runs."
-        raise xl.errors.InputError(f"adapt: {total:,} samples are too few for a limit of {limit:g}. {words}") from None
+        raise xl.errors.InputError(f"adapt: {total:,} samples are too few for a limit of {limit:g}. {words}")
+    return adaptive
 
 
 def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict[str, Any]:
@@ -405,7 +405,7 @@ def export(
 @takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
-@takes(Adapting, {"Thresholds that adapt": "adapt loss audit window state propose"})
+@takes(Adapting, {"Thresholds that adapt": "adapt loss audit warm_up state propose"})
 def serve(
     bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
-from exitlens.functional.adapting import choose_thresholds, select_losses
+from exitlens.functional.adapting import average, choose_thresholds, select_losses
 from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.io import read_json
@@ -25,7 +25,6 @@ from exitlens.types import Policy
 from exitlens.types.policies import read_levels, write_levels
 from exitlens.types.settings import LimitedLoss
 
-NORMAL = 1.96  # standard errors to either side of a 95 % interval
 SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower
 PARTS, LEAST = 48, 40  # parts of a picture at most, and audits in each at least
 LOSSES = {"disagreement": "other answers, %", "divergence": "divergence, %", "binding": "answers that do not bind, %"}
@@ -34,10 +33,11 @@ BEST = "best in hindsight"
 
 @dataclass(frozen=True)
 class Log:
-    """Audited samples of a journal, in the order of their times: a random share of all that were answered.
+    """Observed samples of a journal, in the order of their times, which stand for all that were answered.
 
     Attributes:
         times: ``(n,)`` seconds since 1970. scores, losses: ``(n,K-1)``. exits: ``(n,)`` where they would have left.
+        weights: ``(n,)`` how many answered samples each stands for, over their mean.
         levels: times with the thresholds from then on.
         facts: what the journal was made with.
     """
@@ -46,6 +46,7 @@ class Log:
     scores: Tensor
     losses: Tensor
     exits: Tensor
+    weights: Tensor
     levels: Sequence[tuple[float, tuple[float, ...]]]
     facts: Mapping[str, Any]
 
@@ -55,14 +56,14 @@ class Log:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What thresholds would have done: over audited samples, which stand for all."""
+    """What thresholds would have done: over observed samples, which stand for all."""
 
     name: str
     thresholds: tuple[float, ...] | None  # None: those of each moment
     cost: float
     cost_error: float
     loss: float  # share of answers that would not have been the final exit's, or the mean of what else was limited
-    interval: tuple[float, float]  # with 95 % confidence: exact for shares, normal for divergence
+    interval: tuple[float, float]  # with 95 % confidence
     exits: tuple[float, ...]  # share of the answers of each exit
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,11 +91,16 @@ def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) ->
     read = [(float(line["time"]), part) for part, line in read_observed(lines, len(facts["temperatures"]) - 1)]
     seen = [(time, part) for time, part in read if len(part.exits)]
     times = torch.cat([torch.full((len(part.exits),), time, dtype=torch.float64) for time, part in seen] or [torch.empty(0)])
-    chosen = torch.cat([part.select_audits() for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
+    chosen = torch.cat([part.select_finite() for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
     if (count := int(chosen.sum())) < 2:
-        raise DataError(f"log: expected 2 audits or more in this time, got {count} in {folder}. Fix: choose a longer time.")
-    scores, losses, exits = (torch.cat([getattr(part, name) for _, part in seen]) for name in ("scores", "losses", "exits"))
-    return Log(times[chosen], scores[chosen], losses[chosen], exits[chosen], _list_levels(lines), facts)
+        raise DataError(
+            f"log: expected 2 observed samples or more in this time, got {count} in {folder}. Fix: choose a longer time."
+        )
+    columns = (
+        torch.cat([getattr(part, name) for _, part in seen])[chosen] for name in ("scores", "losses", "exits", "weights")
+    )
+    scores, losses, exits, weights = columns
+    return Log(times[chosen], scores, losses, exits, weights / weights.mean(), _list_levels(lines), facts)
 
 
 def _list_levels(lines: Sequence[Line]) -> list[tuple[float, tuple[float, ...]]]:
@@ -117,8 +123,7 @@ def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> l
         words = "Fix: name the bundle that wrote the log."
         raise InputError(f"bundle: expected one of {log.scores.shape[1] + 1} exits, got {len(cost)}. {words}")
     rows = [_judge("as it was", None, log.exits, log, cost)]
-    limit = float(log.facts["limit"]) + 1 / len(log)  # choose_thresholds takes one loss off
-    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), limit)
+    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]), log.weights)
     tried = {name: policy.thresholds for name, policy in policies.items() if compares_logged_scores(policy, log)}
     tried[BEST] = best
     return rows + [_judge(name, levels, find_first_firing(log.scores, levels), log, cost) for name, levels in tried.items()]
@@ -131,16 +136,29 @@ def compares_logged_scores(policy: Policy, log: Log) -> bool:
 
 
 def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
-    count, losses = len(log), select_losses(log.losses, exits).double()
+    weights, losses = log.weights.double(), select_losses(log.losses, exits).double()
     costs = torch.tensor(cost, dtype=torch.float64)[exits]
-    mean, lost = losses.mean().item(), int(losses.sum())
-    if log.facts["loss"] == "divergence":
-        room = NORMAL * losses.std().item() / math.sqrt(count)
-        interval = max(0.0, mean - room), min(1.0, mean + room)
-    else:
-        interval = 1 - upper_bound(count - lost, count, SIDE), upper_bound(lost, count, SIDE)
-    shares = tuple((exits.bincount(minlength=len(cost)) / count).tolist())
-    return Replayed(name, levels, costs.mean().item(), costs.std().item() / math.sqrt(count), mean, interval, shares)
+    (spent, spent_error), (lost, _) = (_estimate(values, weights) for values in (costs, losses))
+    shares = tuple((exits.bincount(weights, minlength=len(cost)) / weights.sum()).tolist())
+    return Replayed(name, levels, spent, spent_error, lost, _find_interval(losses, weights), shares)
+
+
+def _estimate(values: Tensor, weights: Tensor) -> tuple[float, float]:  # (n,), (n,)
+    """Return a weighted mean and its standard error."""
+    mean, _ = average(values, weights)
+    squares = (weights * (values - mean)).square().sum().item() * len(values) / (len(values) - 1)
+    return mean, math.sqrt(squares) / weights.sum().item()
+
+
+def _find_interval(losses: Tensor, weights: Tensor) -> tuple[float, float]:  # (n,), (n,)
+    """Return a 95 % interval of a weighted mean of losses in [0, 1]: that of a share of as many samples as tell as much.
+
+    It is exact for shares of equal weight.
+    """
+    (mean, count), variance = average(losses, weights), _estimate(losses, weights)[1] ** 2 * (1 - 1 / len(losses))
+    if variance:
+        count = mean * (1 - mean) / variance
+    return 1 - upper_bound((1 - mean) * count, count, SIDE), upper_bound(mean * count, count, SIDE)
 
 
 def tabulate_replay(rows: Sequence[Replayed], loss: str = "disagreement") -> list[list[str]]:
@@ -191,13 +209,13 @@ def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[fl
     costs = {name: torch.tensor(cost, dtype=torch.float64)[exits] for name, exits in taken.items()}
     losses = {name: select_losses(log.losses, exits).double() for name, exits in taken.items()}
 
-    def average(values: Tensor) -> list[float]:
-        return [values[part].mean().item() for part in parts]
+    def average_parts(values: Tensor) -> list[float]:
+        return [average(values[part], log.weights[part])[0] for part in parts]
 
     return Course(
-        average(log.times),
-        {name: average(values) for name, values in costs.items()},
-        {name: average(values) for name, values in losses.items()},
+        average_parts(log.times),
+        {name: average_parts(values) for name, values in costs.items()},
+        {name: average_parts(values) for name, values in losses.items()},
         [*(time for time, _ in log.levels), float(log.times[-1])],
         [[given[k] for _, given in (*log.levels, log.levels[-1])] for k in range(log.scores.shape[1])],
         float(log.facts["limit"]),
@@ -221,6 +239,6 @@ def draw_course(course: Course) -> Figure:
         axes.set_ylabel(text)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    above.set_title("Audited samples. Where a threshold has no line, no sample leaves early.", fontsize=9)
+    above.set_title("Observed samples. Where a threshold has no line, no sample leaves early.", fontsize=9)
     figure.autofmt_xdate()
     return figure

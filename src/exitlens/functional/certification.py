@@ -291,6 +291,6 @@ def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SP
     return float(min(1.0, spare + ((chance * below).sum(1) + left_out).max()))
 
 
-def upper_bound(errors: int, count: int, level: float) -> float:
+def upper_bound(errors: float, count: float, level: float) -> float:
     """Return the exact upper confidence bound of a rate (Clopper and Pearson, 1934), too low with probability ``level``."""
     return 1.0 if errors >= count else float(betaincinv(errors + 1, count - errors, 1 - level))

@@ -173,7 +173,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
         point.cuts: None for price in prices for risk in columns for point in find_frontier(levels.index, risk, price)
     }
     vectors |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
-    kept = [*filter(keeps_risks, vectors), (math.inf,) * (len(cost) - 1)]
+    kept = [*filter(keeps_risks, vectors), (math.inf,) * levels.index.shape[1]]
     for price in prices if budgets else ():  # near the limits only a refined policy may keep the budgets, too
         points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)

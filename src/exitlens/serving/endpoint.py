@@ -211,7 +211,7 @@ class Endpoint:
 
     def _observe_adapting(self) -> None:
         if (adaptive := self.model.adaptive) is not None:
-            self.metrics.observe_adapting(self.model.name, adaptive.status, adaptive.most)
+            self.metrics.observe_adapting(self.model.name, adaptive.status)
 
     @contextmanager
     def _go_on_after_errors(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ class Metrics:
         text = "Checked samples whose early answer was not the final exit's."
         self._lost = make("Counter", "adaptive_lost", text)
         self._alarms = make("Counter", "adaptive_alarms", "Sudden changes that audits have shown.")
-        text = "Used part of the window's budget of losses; near 1 no sample leaves early until the next window."
+        text = "Bound on the losses over what the limit allows; above 1 no sample leaves early."
         self._budget = make("Gauge", "adaptive_budget_used", text, **largest)
         self._counted: dict[str, AdaptiveStatus] = {}
         self._versions: dict[str, str] = {}
@@ -117,13 +117,13 @@ class Metrics:
         if divergence == divergence:
             self._divergence(model, exit).observe(divergence)
 
-    def observe_adapting(self, model: str, status: AdaptiveStatus, most: float) -> None:
-        """Set the state of thresholds that adapt, with the audited losses that end early answers."""
+    def observe_adapting(self, model: str, status: AdaptiveStatus) -> None:
+        """Set the state of thresholds that adapt."""
         before = self._counted.get(model, status)
         self._counted[model] = status
         for counter, name in ((self._audits, "audited"), (self._lost, "lost"), (self._alarms, "alarms")):
             counter(model).inc(max(0, getattr(status, name) - getattr(before, name)))
-        self._budget(model).set(min(1.0, (status.window_lost + status.window_open) / most))
+        self._budget(model).set(status.bound / status.allowed)
         for k, threshold in enumerate(status.thresholds):
             self._threshold(model, k).set(2.0 if threshold == math.inf else threshold)
 

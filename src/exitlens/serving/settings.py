@@ -77,8 +77,9 @@ class Adapting:
         adapt: Move the thresholds, and let at most this share of the answers differ from the final exit's; 0 leaves the
             thresholds as they are.
         loss: With `adapt`: the loss that it limits, `disagreement`, `divergence` or `binding`.
-        audit: With `adapt`: share of the samples that also run to the final exit, as a check.
-        window: With `adapt`: number of samples that share a budget of losses; 0 means as many as allow 2,000.
+        audit: With `adapt`: share of the early answers that also run to the final exit, as a check.
+        warm_up: With `adapt`: number of samples at the beginning that share a budget of losses; 0 means enough for early answers
+            to begin at once.
         state: With `adapt`: folder that keeps what was learnt over restarts; without one, a restart begins a new promise.
         propose: With `adapt`: leave the thresholds as they are, and only report what it would set.
         processes: Number of processes that share the folder.
@@ -86,14 +87,14 @@ class Adapting:
 
     adapt: float = 0.0
     loss: LimitedLoss = "disagreement"
-    audit: float = 0.02
-    window: int = 0
+    audit: float = 0.025
+    warm_up: int = 0
     state: Path | None = None
     propose: bool = False
     processes: int = 1
 
     def __post_init__(self) -> None:
-        check_numbers(self, {"adapt": SHARE, "audit": SHARE, "window": WHOLE, "processes": COUNT})
+        check_numbers(self, {"adapt": SHARE, "audit": SHARE, "warm_up": WHOLE, "processes": COUNT})
         check_choice("loss", self.loss, get_args(LimitedLoss))
         if not self.adapt and (self.state is not None or self.propose):
             raise InputError("state, propose: they need adapt, got adapt=0. Fix: add adapt=0.02, or another limit.")

@@ -10,11 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
 
 import exitlens as xl
 from exitlens.errors import InputError, PolicyError
-from exitlens.functional.adapting import LEAST, find_most
+from exitlens.functional.adapting import LEAST, charge_audit
 from exitlens.model.engine import adapting
 from exitlens.model.engine.adapting import Observed
 from tests.conftest import random_trace
@@ -23,72 +22,95 @@ COST = torch.tensor([0.2, 0.5, 1.0])
 
 
 def make(**options):
-    return xl.Adaptive(xl.Policy((0.6, 0.6)), **{"limit": 0.1, "window": 1000, "audit": 0.1, "seed": 0, **options})
+    return xl.Adaptive(xl.Policy((0.6, 0.6)), **{"limit": 0.1, "warm_up": 2000, "audit": 0.15, "seed": 0, **options})
 
 
-def tell(adaptive, losses, exits, audited=None, scores=None, window=0):
+def tell(adaptive, losses, exits, chance=0.1, scores=None):
     losses = torch.as_tensor(losses).float()
     count = len(losses)
     scores = torch.full((count, 2), 0.7) if scores is None else scores
-    audited = torch.ones(count, dtype=torch.bool) if audited is None else audited
-    adaptive.learn(Observed(scores, losses, torch.as_tensor(exits), audited, torch.full((count,), window)), COST)
+    chances = torch.full((count,), chance, dtype=torch.float64)
+    adaptive.learn(Observed(scores, losses, torch.as_tensor(exits), chances), COST)
 
 
-def test_the_promise_holds_where_every_early_answer_is_another_one(monkeypatch):
-    """The worst that data can do, without alarms: broken nearly as often as is allowed, and not more often."""
+def open_audits(adaptive, count, chance=0.1):
+    every = torch.ones(count, dtype=torch.bool)
+    return adaptive.decide(every, torch.full((count,), chance, dtype=torch.float64), every)
+
+
+@pytest.mark.parametrize(("doubtful", "count"), [(0.2, 40), pytest.param(0.0, 300, marks=pytest.mark.slow)])
+def test_the_promise_holds_at_every_moment_where_every_early_answer_is_another_one(monkeypatch, doubtful, count):
+    """The worst that data can do, without alarms."""
     monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
     monkeypatch.setattr(adapting, "LEAST", 10**9)
-    broken = 0
-    for seed in range(300):
-        adaptive, given = make(seed=seed), 0
-        for _ in range(10):
-            audited, *_ = adaptive.draw(100)
-            leaving = adaptive.decide(torch.ones(100, dtype=torch.bool), audited, adaptive.status.window)
+    broken, shares, rng = 0, [], np.random.default_rng(0)
+    for seed in range(count):
+        adaptive, given, is_over = make(seed=seed, audit=0.3, warm_up=1000), 0, False
+        for taken in range(20, 3020, 20):
+            coins = adaptive.draw(20)
+            chances = coins.find_chances(torch.from_numpy(rng.random(20) < doubtful))
+            audited = coins.luck < chances
+            leaving = adaptive.decide(torch.ones(20, dtype=torch.bool), chances, audited)
             given += int((leaving & ~audited).sum())
-            count = int((leaving & audited).sum())
-            tell(adaptive, torch.ones(count, 2), torch.zeros(count, dtype=torch.long))
-        assert adaptive.status.window_lost == adaptive.most
-        broken += given > 100
-    exact = binom.cdf(adaptive.most - 1, 100 + adaptive.most, 0.1)
-    assert 0.02 < exact <= 0.1
-    assert broken / 300 == pytest.approx(exact, abs=3 * (exact / 300) ** 0.5)
+            is_over |= given > 0.1 * max(taken, 1000)
+            for chance in chances[leaving & audited].tolist():
+                tell(adaptive, torch.ones(1, 2), [0], chance)
+        broken, shares = broken + is_over, [*shares, given / 3000]
+        assert adaptive.status.open == 0
+    assert broken <= 0.1 * count + 3 * (0.1 * 0.9 * count) ** 0.5
+    assert 0.05 < np.mean(shares) < 0.1  # and it leaves room for early answers
 
 
 def test_samples_leave_in_order_until_too_many_may_be_lost():
     """Each by the coins of those before it alone: the fifth is kept by the second and the fourth."""
     adaptive = make()
-    adaptive.most = 2
     fired, audited = torch.tensor([1, 1, 0, 1, 1, 1]).bool(), torch.tensor([0, 1, 1, 1, 1, 0]).bool()
-    leaving = adaptive.decide(fired, audited, 0)
+    chances = torch.full((6,), 0.1, dtype=torch.float64)
+    charge = charge_audit(0.1, adaptive.bet)
+    adaptive.warm_up = (1.5 * charge - math.log(0.1)) / adaptive.bet / 0.1  # room for one and a half
+    leaving = adaptive.decide(fired, chances, audited)
     assert leaving.tolist() == [True, True, False, True, False, False]
-    assert adaptive.status.window_open == 2
+    assert (adaptive.status.open, adaptive.status.audited) == (2, 2)
+    assert adaptive.opened == pytest.approx(2 * charge)
     tell(adaptive, [[0, 0], [1, 0]], [0, 0])
-    assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, 1)
+    assert (adaptive.status.open, adaptive.status.lost, adaptive.opened) == (0, 1, 0)
     assert adaptive.policy.thresholds == (0.6, 0.6)
-    adaptive.decide(fired, audited, 0)
-    assert adaptive.status.window_open == 1
+    assert adaptive.free == pytest.approx(0.5 * charge)
+    assert adaptive.decide(fired, chances, audited).tolist() == [True, True, False, False, False, False]
     tell(adaptive, [[1, 0]], [0])
     assert adaptive.policy.thresholds == (math.inf, math.inf)
-    assert not adaptive.decide(fired, audited, 0).any()
+    assert adaptive.status.bound > adaptive.status.allowed
+    assert not adaptive.decide(fired, chances, audited).any()
+    adaptive.draw(10_000)  # the limit allows more by then
+    assert adaptive.policy.thresholds == (0.6, 0.6)
 
 
-def test_a_new_window_has_a_budget_of_its_own():
-    adaptive = make(window=600)
-    adaptive.draw(400)
-    adaptive.decide(torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool), 0)
-    adaptive.draw(400)
-    assert (adaptive.status.window_taken, adaptive.status.window_open) == (800, 2)
-    adaptive.draw(64)
-    assert (adaptive.status.window_taken, adaptive.status.window_open) == (64, 0)
-    tell(adaptive, [[0, 0], [1, 0]], [0, 0])  # of the window before
-    assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, 0)
-    one, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
-    assert [adaptive.decide(one, none, window).tolist() for window in (0, 1)] == [[False], [True]]  # its own budget alone
-    assert adaptive.status.taken == 864
+def test_audits_are_oftener_of_doubtful_samples_and_while_few_were_taken():
+    adaptive = make(audit=0.15, warm_up=2000)
+    first, *_, later = (adaptive.draw(1000) for _ in range(5))
+    assert (first.sure, first.doubtful, first.first) == pytest.approx((0.2, 0.6, 0))
+    assert (later.sure, later.doubtful, later.first) == pytest.approx((0.1, 0.3, 4000))
+    assert later.luck.mean() == pytest.approx(0.5, abs=0.05)
+    assert adaptive.doubt(0, torch.tensor([0.99])).all()  # nothing is known yet
+    adaptive._doubt = 0.1
+    assert adaptive.doubt(1, torch.tensor([0.65, 0.75])).tolist() == [True, False]
+    assert later.find_chances(torch.tensor([True, False])).tolist() == pytest.approx([0.3, 0.1])
+    assert make(audit=0.9).draw(1).doubtful == 1
+
+
+def test_an_audit_that_gets_no_answer_counts_as_lost():
+    adaptive = make()
+    open_audits(adaptive, 2, 0.3)
+    adaptive.give_up(0.3)
+    assert (adaptive.status.open, adaptive.status.lost) == (1, 1)
+    assert adaptive.opened == pytest.approx(charge_audit(0.3, adaptive.bet))
+    adaptive.act = False
+    adaptive.give_up(0.3)
+    assert adaptive.status.lost == 1
 
 
 def test_losses_that_come_fast_are_an_alarm_and_fresh_samples_end_it():
-    adaptive = make(limit=0.02, window=20_000)
+    adaptive = make(limit=0.02, warm_up=20_000)
     tell(adaptive, torch.zeros(150, 2), [0] * 150)
     tell(adaptive, torch.ones(3, 2), [0] * 3)
     assert adaptive.status.alarms == 0
@@ -99,16 +121,38 @@ def test_losses_that_come_fast_are_an_alarm_and_fresh_samples_end_it():
     count = LEAST
     scores = torch.linspace(0.3, 1, count)[:, None].expand(-1, 2)
     losses = (scores < 0.6).float()
-    tell(adaptive, losses, [2] * count, torch.zeros(count, dtype=torch.bool), scores)
+    tell(adaptive, losses, [2] * count, 1.0, scores)
     assert not adaptive.is_relearning
     first, second = adaptive.policy.thresholds
     assert first == pytest.approx(0.6, abs=0.03)  # as low as it can be: it costs least
     assert second > 0.5
 
 
-def test_observed_samples_that_no_coin_chose_are_no_alarm():
-    adaptive = make(limit=0.02, window=20_000)
-    tell(adaptive, torch.ones(50, 2), [0] * 50, torch.zeros(50, dtype=torch.bool))
+def test_observed_samples_that_would_not_have_left_are_no_alarm_and_no_loss():
+    adaptive = make(limit=0.02, warm_up=20_000)
+    tell(adaptive, torch.ones(50, 2), [2] * 50)
+    assert (adaptive.status.alarms, adaptive.status.lost) == (0, 0)
+
+
+def test_losses_where_they_are_expected_are_no_alarm():
+    """The doubtful quarter loses a tenth, five times the limit, which is known once thresholds were chosen."""
+    adaptive, rng = make(limit=0.02, warm_up=100_000), torch.Generator().manual_seed(0)
+    adaptive._doubt, adaptive._expected = 0.05, (0.02, 0.1)
+    losses = (torch.rand(100, 1, generator=rng) < 0.1).float().expand(-1, 2)
+    tell(adaptive, losses, [0] * 100, scores=torch.full((100, 2), 0.62))
+    assert 5 < losses[:, 0].sum() < 15
+    assert adaptive.status.alarms == 0
+    tell(adaptive, losses, [0] * 100, scores=torch.full((100, 2), 0.8))
+    assert adaptive.status.alarms == 1
+
+
+def test_where_every_early_answer_is_another_one_more_losses_are_no_surprise():
+    adaptive = make(limit=0.1)
+    tell(adaptive, torch.ones(LEAST, 2), [2] * LEAST, 1.0)
+    adaptive._chosen, adaptive._expected = adaptive._given, (0.1, 0.1)
+    adaptive._expect(adaptive._scores, adaptive._losses, adaptive._weights)
+    assert adaptive._expected == (0.1, 0.5)
+    tell(adaptive, torch.ones(1, 2), [0])
     assert adaptive.status.alarms == 0
 
 
@@ -127,7 +171,7 @@ def stream(parts, seed=0):
 def test_a_stream_that_changes_keeps_the_limit_where_a_fixed_policy_breaks_it():
     trace = stream([(15_000, 0.55), (10_000, 0.8), (15_000, 0.55)])
     policy = xl.calibrate(stream([(2000, 0.55)], seed=1), max_disagreement=0.03, temperature_scaling=False)
-    adaptive = xl.Adaptive(policy, audit=0.05, window=10_000, seed=0)
+    adaptive = xl.Adaptive(policy, audit=0.075, warm_up=10_000, seed=0)
     assert adaptive.limit == 0.03
     exits = adaptive.replay(trace)
     lost, fixed = (
@@ -155,11 +199,7 @@ def test_equal_seeds_toss_equal_coins_and_others_do_not():
         ({"limit": 0}, "limit: expected a number in (0, 1), got 0"),
         ({"delta": 1.0}, "delta: expected"),
         ({"audit": 0.0}, "audit: expected"),
-        ({"window": 0}, "window: expected"),
-        (
-            {"window": 10},
-            "window: 10 samples with 0.1 of them audited are too few to keep a limit of 0.1. Fix: pass a larger window",
-        ),
+        ({"warm_up": 0}, "warm_up: expected"),
     ],
 )
 def test_options_that_promise_nothing(options, words):
@@ -172,8 +212,12 @@ def test_without_early_exits_nothing_adapts():
         xl.Adaptive(xl.Policy(()), limit=0.1)
 
 
-def test_the_window_that_an_error_names_is_enough():
-    assert find_most(0.1, math.ceil(20 / 0.1 / 0.1), 0.1, 0.1) > 5
+def test_by_default_early_answers_begin_at_once_and_a_short_beginning_defers_them():
+    assert make(warm_up=None).policy.thresholds == (0.6, 0.6)
+    adaptive = make(warm_up=1)
+    assert adaptive.policy.thresholds == (math.inf, math.inf)
+    adaptive.draw(10_000)
+    assert adaptive.policy.thresholds == (0.6, 0.6)
 
 
 def test_a_policy_of_another_network_replays_nothing():
@@ -205,7 +249,7 @@ def test_a_limit_on_divergence_holds_where_maps_move_apart():
     distance = trace.answers != trace.answers[:, -1:]
     trace = replace(trace, divergence=(0.02 + 0.5 * distance.float()) * torch.tensor([1.0, 1.0, 0.0]))
     policy = xl.calibrate(trace.select(torch.arange(2000)), max_divergence=0.08, temperature_scaling=False)
-    adaptive = xl.Adaptive(policy, loss="divergence", audit=0.05, window=10_000, seed=0)
+    adaptive = xl.Adaptive(policy, loss="divergence", audit=0.075, warm_up=10_000, seed=0)
     assert adaptive.limit == 0.08
     exits = adaptive.replay(trace)
     far, fixed = (
@@ -221,32 +265,32 @@ def test_another_object_goes_on_from_a_folder(tmp_path):
     """What was open when the first ended counts as lost; what it learnt stays."""
     first = make(limit=0.2).keep(tmp_path)
     first.draw(500)
-    first.decide(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool), 0)
+    open_audits(first, 3)
     tell(first, [[0, 0], [1, 0]], [0, 0])
     scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
     tell(first, (scores < 0.6).float(), [2] * LEAST, scores=scores)
     before = first.status
-    assert before.window_open == 1
+    assert before.open == 1
     first.close()
     second = make(limit=0.2).keep(tmp_path)
     counts = second.status
-    assert (counts.taken, counts.window_taken, counts.window_lost, counts.window_open) == (500, 500, 2, 0)
-    assert (counts.lost, counts.audited) == (2, before.audited)
+    assert (counts.taken, counts.lost, counts.open, counts.audited) == (500, 2, 0, 3)
+    assert counts.bound == pytest.approx(before.bound)
     assert counts.thresholds == before.thresholds != (0.6, 0.6)
     assert torch.equal(second._scores, first._scores)
     second.close()
 
 
 def test_processes_of_a_folder_learn_from_each_other_and_share_delta(tmp_path):
-    first, second = (make(limit=0.02, window=20_000, seed=seed).keep(tmp_path, processes=2) for seed in (0, 1))
-    assert first.most == second.most < make(limit=0.02, window=20_000).most
+    first, second = (make(limit=0.02, warm_up=20_000, seed=seed).keep(tmp_path, processes=2) for seed in (0, 1))
+    assert first.status.bound == second.status.bound > make(limit=0.02, warm_up=20_000).status.bound
     tell(first, torch.ones(6, 2), [0] * 6)
     assert (first.status.alarms, second.status.alarms) == (1, 0)
     tell(second, [[0, 0]], [0])
     assert second.is_relearning
-    assert (second.status.lost, second.status.window_lost) == (0, 0)  # the other's are not its own
+    assert second.status.lost == 0  # the other's are not its own
     scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
-    tell(first, (scores < 0.6).float(), [2] * LEAST, torch.zeros(LEAST, dtype=torch.bool), scores)
+    tell(first, (scores < 0.6).float(), [2] * LEAST, 1.0, scores)
     tell(second, [[0, 0]], [2], scores=scores[:1])
     assert second.policy.thresholds[0] == pytest.approx(0.6, abs=0.05)
     first.close()
@@ -254,10 +298,9 @@ def test_processes_of_a_folder_learn_from_each_other_and_share_delta(tmp_path):
 
 
 def test_without_a_journal_that_can_be_written_no_sample_leaves_early(tmp_path, monkeypatch, caplog):
-    adaptive, fired = make().keep(tmp_path), torch.ones(2, dtype=torch.bool)
+    adaptive = make().keep(tmp_path)
     monkeypatch.setattr(adapting.Journal, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("no room")))
-    leaving = adaptive.decide(fired, fired, 0)
-    assert not leaving.any()
+    assert not open_audits(adaptive, 2).any()
     assert adaptive.policy.thresholds == (math.inf, math.inf)
     assert "no room" in caplog.text
     assert len(caplog.records) == 1
@@ -278,19 +321,18 @@ def test_a_copy_of_one_with_a_folder_has_none(tmp_path):
 
 def test_one_that_only_proposes_leaves_samples_as_they_are_and_counts_what_it_would_do():
     trace = stream([(5000, 0.55), (15_000, 0.8)])
-    acting, proposing = (make(limit=0.05, window=10_000) for _ in range(2))
+    acting, proposing = (make(limit=0.05, warm_up=10_000) for _ in range(2))
     proposing.act = False
     exits = proposing.replay(trace)
-    audited = proposing.status.audited
     moved = exits != xl.route(trace, xl.Policy((0.6, 0.6)))
     assert (exits[moved] == 2).all()
-    assert 1000 < moved.sum() < audited
+    assert 1000 < moved.sum() == proposing.status.audited
     assert proposing.policy.thresholds == (0.6, 0.6)
     acting.replay(trace)
     assert proposing.status.lost < 2 * acting.status.lost + 20
     assert proposing.status.alarms == acting.status.alarms == 1
     assert proposing.status.thresholds == pytest.approx(acting.status.thresholds, abs=0.05)
-    assert proposing.status.window_open == 0
+    assert proposing.status.open == 0
 
 
 def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
@@ -298,19 +340,17 @@ def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
     with pytest.raises(InputError, match=r"expected one made with limit=0.2, got .* with 0.1"):
         make(limit=0.2).keep(tmp_path)
     with pytest.raises(InputError, match=r"expected one made with score='margin', got .* with 'max_probability'"):
-        xl.Adaptive(xl.Policy((0.6, 0.6), "margin"), limit=0.1, window=1000, audit=0.1).keep(tmp_path)
+        xl.Adaptive(xl.Policy((0.6, 0.6), "margin"), limit=0.1, warm_up=2000, audit=0.15).keep(tmp_path)
     with pytest.raises(InputError, match="processes: expected a whole number"):
         make().keep(tmp_path, processes=0)
 
 
-def tell_named(adaptive, answers, exits, first=0, window=0, name="{}"):
+def tell_named(adaptive, answers, exits, first=0, name="{}", chance=0.1):
     answers = torch.tensor(answers)
     count = len(answers)
     losses = (answers[:, :-1] != answers[:, -1:]).float()
-    names, every = tuple(name.format(first + i) for i in range(count)), torch.ones(count, dtype=torch.bool)
-    seen = Observed(
-        torch.full((count, 2), 0.7), losses, torch.tensor(exits), every, torch.full((count,), window), names, answers
-    )
+    names, chances = tuple(name.format(first + i) for i in range(count)), torch.full((count,), chance, dtype=torch.float64)
+    seen = Observed(torch.full((count, 2), 0.7), losses, torch.tensor(exits), chances, names, answers)
     with torch.inference_mode():  # as routers do
         adaptive.learn(seen, COST)
 
@@ -318,32 +358,32 @@ def tell_named(adaptive, answers, exits, first=0, window=0, name="{}"):
 def test_a_label_takes_back_a_loss_that_is_none():
     adaptive = make(limit=0.9)
     tell_named(adaptive, [[1, 0, 0], [1, 2, 0], [1, 1, 0], [3, 3, 3], [1, 0, 0]], [0, 1, 0, 2, 0])
-    assert (adaptive.status.window_lost, adaptive.status.labelled) == (4, 0)
+    assert (adaptive.status.lost, adaptive.status.labelled) == (4, 0)
     assert adaptive.feedback("0", 0)  # the early answer was worse
-    assert adaptive.status.window_lost == 4
+    assert adaptive.status.lost == 4
     assert adaptive.feedback("1", 2)  # it was right
     assert adaptive.feedback("2", 3)  # both are wrong
     assert adaptive.feedback("3", 3)  # it would not have left early
-    assert adaptive.status.window_lost == adaptive.status.lost == 2
+    assert adaptive.status.lost == 2
     assert (adaptive.status.labelled, adaptive.status.final_wrong) == (4, 2)
     assert not adaptive.feedback("2", 3)  # told before
     assert not adaptive.feedback("77", 3)
     assert adaptive._losses.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0], [1, 0]]
-    adaptive.draw(1000)
-    adaptive.draw(1)  # another window: its budget is its own
+    before = adaptive.status.bound
     assert adaptive.feedback("4", 1)
-    assert (adaptive.status.window_lost, adaptive.status.lost) == (0, 1)
+    assert adaptive.status.lost == 1
+    assert before - adaptive.status.bound == pytest.approx(charge_audit(0.1, adaptive.bet) / adaptive.bet)
 
 
 def test_labels_are_sets_with_several_labels():
-    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6), "decided"), limit=0.1, window=1000, audit=0.1)
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6), "decided"), limit=0.1, warm_up=2000, audit=0.15)
     answers = torch.tensor([[[1, 0, 1], [1, 0, 0], [1, 1, 0]]] * 2).bool()
-    lost, every = torch.ones(2, 2), torch.ones(2, dtype=torch.bool)
-    seen = Observed(torch.full((2, 2), 0.7), lost, torch.tensor([0, 0]), every, torch.zeros(2).long(), ("a", "b"), answers)
+    lost, chances = torch.ones(2, 2), torch.full((2,), 0.1, dtype=torch.float64)
+    seen = Observed(torch.full((2, 2), 0.7), lost, torch.tensor([0, 0]), chances, ("a", "b"), answers)
     adaptive.learn(seen, COST)
     assert adaptive.feedback("a", [0, 1])
     assert adaptive.feedback("b", [0, 2])
-    assert adaptive.status.window_lost == 1
+    assert adaptive.status.lost == 1
     assert adaptive.status.final_wrong == 1
 
 
@@ -351,23 +391,22 @@ def test_labels_are_told_to_all_processes_and_survive_them(tmp_path, monkeypatch
     options, clock = {"limit": 0.2}, [1000.0]
     monkeypatch.setattr("exitlens.model.engine.journal.time.time", lambda: clock[0])
     first, second = (make(**options).keep(tmp_path, processes=2) for _ in range(2))
-    four = torch.ones(4, dtype=torch.bool)
-    first.decide(four, four, 0)
+    open_audits(first, 4)
     tell_named(first, [[1, 0, 0], [1, 0, 0], [1, 0, 0]], [0, 0, 0], name="r/{}")
     assert not second.feedback("r/1", 1)  # the other has it
-    assert first.status.window_lost == 3
+    assert first.status.lost == 3
     clock[0] = 10.0  # the clock is set back
     tell_named(first, [[0, 0, 0]], [0], first=3, name="r/{}")
-    assert first.status.window_lost == 2
+    assert first.status.lost == 2
     first.feedback("r/2", 1)
     second.feedback("r/3", 0)  # which the first has not heard when it ends
     first.close()
     again = make(**options).keep(tmp_path, processes=2)
-    assert (again.status.window_lost, again.status.labelled) == (1, 3)
+    assert (again.status.lost, again.status.labelled) == (1, 3)
     assert not again.feedback("r/1", 1)
     assert not again.feedback("r/2", 1)
     assert again.feedback("r/0", 1)
-    assert again.status.window_lost == 0
+    assert again.status.lost == 0
     again.close()
     second.close()
 
@@ -375,14 +414,13 @@ def test_labels_are_told_to_all_processes_and_survive_them(tmp_path, monkeypatch
 def test_a_label_counts_once_however_often_the_process_restarts(tmp_path):
     options = {"limit": 0.2}
     first, second = (make(**options).keep(tmp_path, processes=2) for _ in range(2))
-    three = torch.ones(3, dtype=torch.bool)
-    first.decide(three, three, 0)
+    open_audits(first, 3)
     tell_named(first, [[1, 0, 0]] * 3, [0] * 3, name="r/{}")
     second.feedback("r/1", 1)  # which the first has not heard when it ends
     first.close()
     for _ in range(3):
         again = make(**options).keep(tmp_path, processes=2)
-        assert (again.status.window_lost, again.status.labelled) == (2, 1)
+        assert (again.status.lost, again.status.labelled) == (2, 1)
         again.close()
     second.close()
 
@@ -391,12 +429,12 @@ def test_numbers_name_samples_of_one_object_alone(tmp_path):
     """Processes count for themselves, and the next one in a place from 0."""
     first, second = (make(limit=0.2).keep(tmp_path, processes=2) for _ in range(2))
     for each in (first, second):
-        each.decide(torch.ones(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool), 0)
+        open_audits(each, 1)
     tell_named(second, [[1, 0, 0]], [0])
     tell_named(first, [[1, 1, 1]], [0])
     first.feedback("0", 1)
     tell_named(second, [[2, 2, 2]], [2], first=1)
-    assert second.status.window_lost == 1
+    assert second.status.lost == 1
     assert (second._losses[0, 0], second._losses.shape) == (1, (3, 2))
     second.close()
     again = make(limit=0.2).keep(tmp_path, processes=2)
@@ -416,13 +454,13 @@ def test_labels_that_are_no_classes_are_refused_and_lose_nothing(label):
 
 
 def test_one_that_is_closed_writes_nothing_and_answers_nothing_early(tmp_path):
-    adaptive, two = make().keep(tmp_path), torch.ones(2, dtype=torch.bool)
-    adaptive.decide(two, two, 0)
+    adaptive = make().keep(tmp_path)
+    open_audits(adaptive, 2)
     tell_named(adaptive, [[1, 0, 0]], [0])
     adaptive.close()
     written = (tmp_path / "0.jsonl").read_bytes()
     assert not adaptive.feedback("0", 1)
-    assert not adaptive.decide(two, ~two, 0).any()
+    assert not open_audits(adaptive, 2).any()
     assert adaptive.policy.thresholds == (math.inf, math.inf)
     assert (tmp_path / "0.jsonl").read_bytes() == written
     with pytest.raises(InputError, match="this object already has one, or was closed"):
@@ -450,14 +488,14 @@ def test_lines_of_others_that_say_something_else_are_passed_over(tmp_path):
     first._journal.write(feedback={"name": "a/0", "label": [1, 2]})
     first._journal.write(feedback=3)
     tell_named(second, [[1, 0, 0]], [0], name="a/{}")
-    assert second.status.window_lost == 1
+    assert second.status.lost == 1
     assert second.feedback("a/0", 1)
     first.close()
     second.close()
 
 
 def test_the_journal_says_which_thresholds_are_in_force_and_which_were_chosen(tmp_path):
-    adaptive = make(limit=0.02, window=20_000).keep(tmp_path)
+    adaptive = make(limit=0.02, warm_up=20_000).keep(tmp_path)
     tell(adaptive, torch.ones(6, 2), [0] * 6)
     line = json.loads((tmp_path / "0.jsonl").read_text().splitlines()[-1])
     assert (line["status"]["thresholds"], line["chosen"]) == (["never", "never"], [0.6, 0.6])
@@ -465,26 +503,26 @@ def test_the_journal_says_which_thresholds_are_in_force_and_which_were_chosen(tm
 
 
 def test_an_alarm_outlives_a_process(tmp_path):
-    first = make(limit=0.02, window=20_000).keep(tmp_path)
+    first = make(limit=0.02, warm_up=20_000).keep(tmp_path)
     tell(first, torch.ones(6, 2), [0] * 6)
     assert first.status.relearning
     first.close()
-    second = make(limit=0.02, window=20_000).keep(tmp_path)
+    second = make(limit=0.02, warm_up=20_000).keep(tmp_path)
     assert second.is_relearning
     scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
-    tell(second, (scores < 0.6).float(), [2] * LEAST, torch.zeros(LEAST, dtype=torch.bool), scores)
+    tell(second, (scores < 0.6).float(), [2] * LEAST, 1.0, scores)
     assert not second.is_relearning
     second.close()
-    third = make(limit=0.02, window=20_000).keep(tmp_path)
+    third = make(limit=0.02, warm_up=20_000).keep(tmp_path)
     assert not third.is_relearning
     assert third.policy.thresholds[0] == pytest.approx(0.6, abs=0.05)
     third.close()
 
 
 def test_a_loss_that_is_no_number_counts_as_the_worst():
-    adaptive = make(limit=0.5, loss="divergence", window=10_000)
+    adaptive = make(limit=0.5, loss="divergence", warm_up=10_000)
     tell(adaptive, torch.tensor([[math.nan, 0.0], [0.25, 0.0]]), [0, 0])
-    assert adaptive.status.lost == adaptive.status.window_lost == 1.25
+    assert adaptive.status.lost == 1.25
     assert adaptive._losses.tolist() == [[0.25, 0.0]]
 
 
@@ -502,19 +540,20 @@ def test_with_labels_the_promise_is_about_answers_that_are_worse(monkeypatch):
     monkeypatch.setattr(adapting, "LEAST", 10**9)
     broken, left = 0, 0
     for seed in range(200):
-        adaptive, worse = make(seed=seed), 0
-        for start in range(0, 1000, 10):
-            audited, *_ = adaptive.draw(10)
-            leaving = adaptive.decide(torch.ones(10, dtype=torch.bool), audited, adaptive.status.window)
+        adaptive, worse = make(seed=seed, audit=0.3), 0
+        for start in range(0, 2000, 10):
+            coins = adaptive.draw(10)
+            chances = coins.find_chances(torch.zeros(10, dtype=torch.bool))
+            audited = coins.luck < chances
+            leaving = adaptive.decide(torch.ones(10, dtype=torch.bool), chances, audited)
             places = (leaving & audited).nonzero().flatten()
             is_worse = torch.arange(10) % 2 == 0
             worse += int((leaving & ~audited & is_worse).sum())
             left += int((leaving & ~audited).sum())
             if len(places):
-                tell_named(adaptive, [[1, 0, 0]] * len(places), [0] * len(places), start)
+                tell_named(adaptive, [[1, 0, 0]] * len(places), [0] * len(places), start, chance=float(chances[0]))
                 for i, place in enumerate(places.tolist()):
                     adaptive.feedback(str(start + i), 0 if is_worse[place] else 1)
-        broken += worse > 100
-    exact = binom.cdf(adaptive.most - 1, 100 + adaptive.most, 0.1)
-    assert broken / 200 <= exact + 3 * (exact / 200) ** 0.5
-    assert left / 200 > 1.5 * 100 * 0.55
+        broken += worse > 200
+    assert broken / 200 <= 0.1 + 3 * (0.1 / 200) ** 0.5
+    assert left / 200 > 1.5 * 200 * 0.55

@@ -389,7 +389,7 @@ def test_the_description_has_every_route_with_its_places_terms_and_outputs(model
 
 @pytest.fixture
 def adapting_client(model):
-    repository = Repository({"tiny": model}, adapting=Adapting(adapt=0.3, audit=0.9, window=400))
+    repository = Repository({"tiny": model}, adapting=Adapting(adapt=0.3, audit=0.9, warm_up=400))
     with open_client(make_app(repository)) as client:
         yield client
 
@@ -404,7 +404,7 @@ def test_labels_come_later_by_the_id_of_their_request(adapting_client, images):
     labels = [*answer["outputs"][0]["data"][1:], None]
     labels = [None, *(["ant", "bee", "cat", "dog"][label] for label in labels[:-1])]
     used = client.post("/v2/models/tiny/feedback", json={"id": "mine", "labels": labels}).json()["used"]
-    assert audited - 1 <= used <= audited
+    assert audited - 1 <= used < len(images)  # and those that reached the final exit anyway
     assert client.post("/v2/models/tiny/feedback", json={"id": "mine", "labels": labels}).json() == {"used": 0}
     state = client.get("/models").json()["models"][0]["adaptive"]
     assert (state["taken"], state["labelled"], state["limit"], state["acts"]) == (len(images), used, 0.3, True)

@@ -1,9 +1,9 @@
 """A policy that adapts: random audits go on to the final exit; early answers stop before too many are wrong.
 
-"Wrong" means here that an early answer is not the final exit's. A coin that knows nothing of the data decides which samples
-are audited, so among the losses of early answers the audited ones are a random share, whatever the data do. The promise
-needs nothing else, except that audited samples and others are treated alike until then: whether a sample may leave depends
-on the coins of others alone.
+"Wrong" means here that an early answer is not the final exit's. A coin decides which early answers are audited, with a
+chance that is larger where the score is near its threshold, so the audited losses tell how many others there are, whatever
+the data do. The promise needs nothing else, except that audited samples and others are treated alike until then: whether a
+sample may leave depends on the coins of others alone.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from typing import Any, NamedTuple, Self, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from exitlens.errors import InputError, require
 from exitlens.functional.adapting import (
     LEAST,
     add_evidence,
+    average,
+    bound_losses,
+    charge_audit,
     choose_thresholds,
     count_alike,
-    find_largest_sum,
-    find_most,
+    find_doubt,
     select_losses,
 )
-from exitlens.functional.risk import disagreement
+from exitlens.functional.risk import disagreement, select_exits
 from exitlens.functional.routing import find_first_firing, fires, score_early_exits
 from exitlens.model.engine.journal import SCORED_BY, Journal, Line
 from exitlens.types import AdaptiveStatus, Policy, Trace
@@ -44,9 +47,14 @@ from exitlens.types.tasks import are_same
 
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
 LOG = logging.getLogger("exitlens.adapting")
-WINDOW = 2000  # wrong answers that a window may have, where none is given
-SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many
-KEPT, EVERY = 1000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
+BET = 0.6  # of the smallest chance of an audit
+OFTENER, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so much more often; their share of the early answers
+BOOST = 2.0  # times as many audits, at most, while few samples were taken
+WARM_UP = 4.0  # times the samples at which the limit allows what is lost at worst where no audit showed a loss
+SLACK = 0.2  # part of the allowed losses that stays free if thresholds aim at the limit; with less of it they aim lower
+SPARE = 2.0  # standard errors below the loss that thresholds aim at, by which samples choose them
+KEPT, EVERY = 3000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
+GROWN = 12  # thresholds are chosen again at the latest when this part of the samples is new
 WAITING = 10_000  # audited samples that wait for a label
 LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
 
@@ -58,14 +66,18 @@ class Observed:
     scores: Tensor  # (n,K-1) what thresholds are compared with
     losses: Tensor  # (n,K-1) in [0, 1]: what the limit is on
     exits: Tensor  # (n,) where it would have left; K-1: nowhere
-    audited: Tensor  # (n,) bool: chosen by a coin; the others were observed after an alarm
-    windows: Tensor  # (n,) the number of the window in which it would have left
+    chances: Tensor  # (n,) float64: how likely it was that such a sample is observed
     names: tuple[str, ...] = ()  # by which feedback calls them; empty: it cannot
     answers: Tensor | None = None  # (n,K) or (n,K,C), needed with names
 
-    def select_audits(self) -> Tensor:  # -> (n,) bool
-        """Return which are audited and have scores and losses that are numbers."""
-        return self.audited & (self.scores + self.losses).isfinite().all(1)
+    @property
+    def weights(self) -> Tensor:  # (n,)
+        """How many samples each stands for."""
+        return (1 / self.chances).float()
+
+    def select_finite(self) -> Tensor:  # -> (n,) bool
+        """Return which have scores and losses that are numbers."""
+        return (self.scores + self.losses).isfinite().all(1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a journal."""
@@ -75,8 +87,7 @@ class Observed:
     def from_line(cls, line: Line, early: int) -> Observed:
         """Return what a line of a journal says of samples, of none if it is about something else."""
         seen = line.get("seen") or {}
-        kinds = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "audited": torch.bool}
-        kinds |= {"windows": torch.long}
+        kinds = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "chances": torch.float64}
         shapes = {"scores": (-1, early), "losses": (-1, early)}
         answers = torch.tensor(seen["answers"]) if seen.get("answers") else None
         return cls(
@@ -93,16 +104,21 @@ class _Waiting(NamedTuple):
     """An audited sample without a label."""
 
     exit: int
-    window: int
+    chance: float
     answers: Tensor  # (K,) or (K,C)
 
 
 class Coins(NamedTuple):
-    """Which of the samples that were taken in are audited, and where they stand."""
+    """What chance decides about samples that were taken in."""
 
-    audited: Tensor  # (n,) bool
+    luck: Tensor  # (n,) float64, uniform in [0, 1): an early answer is audited if it is below the chance
+    sure: float  # the chance for an answer that is not doubtful
+    doubtful: float
     first: int  # the first one's number, among those of the object
-    window: int  # the number of theirs
+
+    def find_chances(self, doubtful: Tensor) -> Tensor:  # (n,) bool -> (n,) float64
+        """Return the chances of audits."""
+        return torch.where(doubtful, self.doubtful, self.sure).double()
 
 
 def _is_shared(name: str) -> bool:
@@ -128,20 +144,21 @@ class Adaptive:
             of early answers that do not rest on their maps: they change if all outside the top fifth of the map comes from
             the audited sample before, without its object.
         delta: the largest chance that the promise is broken.
-        audit: share of the samples that are audited.
-        window: samples that share a budget of ``limit * window`` wrong answers; default: as many as make 2,000.
+        audit: share of the early answers that are audited; a doubtful quarter, whose scores are nearest the thresholds,
+            three times as often as others, and all up to twice as often until ``warm_up`` samples were taken in.
+        warm_up: number of samples at the beginning that share a budget of ``limit * warm_up`` wrong answers.
         seed: of the coins, for tests; by default they come from the operating system, and nobody can foresee them.
 
-    With probability ``1 - delta``, of the first n samples no more than ``limit`` times n, rounded up to whole windows, got
-    an answer that is not the final exit's: for every n at once, and for any data. Data may depend on all answers so far, but
-    not on coins to come. The promise is about one object, or one folder (:meth:`keep`): another, or a copy, starts with a
-    new budget. It does not say whether the final exit is right. A sample that fails counts as taken in, and an audit that
-    fails as lost.
+    With probability ``1 - delta``, of the n samples taken in so far no more than ``limit`` times n got an answer that is not
+    the final exit's, and while n is below ``warm_up``, no more than ``limit * warm_up``: at every moment, and for any data.
+    Data may depend on all answers so far, but not on coins to come. The promise is about one object, or one folder
+    (:meth:`keep`): another, or a copy, starts with a new budget. It does not say whether the final exit is right. A sample
+    that fails counts as taken in, and an audit that fails as lost.
 
     Attributes:
         act: move thresholds and stop early answers; True at first. If it is set to False, samples leave by the policy as
             it is, and ``status`` counts what would have happened. Audits go on to the final exit either way.
-        most: sum of a window's audited losses above which no sample leaves early.
+        warm_up: as above; by default so many that early answers begin at once and have room for chance.
 
     Where labels arrive later, :meth:`feedback` takes them: an answer whose label shows that it is not worse than the final
     exit's (the early exit is right, or the final exit wrong, too) counts no more. Then at most ``limit`` is promised of the
@@ -149,8 +166,8 @@ class Adaptive:
 
     Examples:
         >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05)
-        >>> adaptive.window, adaptive.most
-        (40000, 32)
+        >>> adaptive.warm_up
+        18421
     """
 
     def __init__(
@@ -160,8 +177,8 @@ class Adaptive:
         delta: float = 0.1,
         *,
         loss: LimitedLoss = "disagreement",
-        audit: float = 0.02,
-        window: int | None = None,
+        audit: float = 0.025,
+        warm_up: int | None = None,
         seed: int | None = None,
     ) -> None:
         require(policy, Policy, "policy", "see exitlens.calibrate")
@@ -175,18 +192,24 @@ class Adaptive:
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
             check_number(name, value, PROPER_SHARE)
         self.limit, self.delta, self.loss, self.audit, self.act = limit, delta, loss, audit, True
-        self.window = math.ceil(WINDOW / limit) if window is None else window
-        check_number("window", self.window, COUNT)
-        self.most = self._find_most(delta)
+        self._chance = audit / (1 + DOUBTFUL * (OFTENER - 1))  # of an audit, at least
+        self.bet, self._delta = BET * self._chance, delta
+        if warm_up is None:
+            warm_up = math.ceil(WARM_UP * bound_losses(0.0, self.bet, delta) / limit)
+        check_number("warm_up", warm_up, COUNT)
+        self.warm_up = warm_up
         self._lock, self._coins = threading.Lock(), None if seed is None else np.random.default_rng(seed)
         self._given = self._chosen = replace(policy, calibration=None, binding=None)
         early = policy.num_exits - 1
         self._never = replace(self._chosen, thresholds=(math.inf,) * early)
-        self._taken = self._audited = self._alarms = self._fresh = 0
-        self._number = self._window_taken = self._open = 0  # of the window
-        self._all_lost = self._lost = 0.0
+        self._taken = self._audited = self._open = self._alarms = self._fresh = 0
+        self._lost = self._charged = self._charged_open = 0.0  # open: of audits without a final answer yet
+        self._doubt, self._expected = (
+            math.inf,
+            (limit, limit),
+        )  # losses of audits that were not doubtful, and of those that were
         self._evidence, self._is_relearning = 0.0, False
-        self._scores, self._losses = torch.empty(0, early), torch.empty(0, early)
+        self._scores, self._losses, self._weights = torch.empty(0, early), torch.empty(0, early), torch.empty(0)
         self._names: list[str] = []  # of the same samples
         self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
         self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
@@ -202,17 +225,6 @@ class Adaptive:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": threading.Lock(), "_journal": None}
 
-    def _find_most(self, delta: float) -> float:
-        given = self.limit, self.window, self.audit, delta
-        most = find_largest_sum(*given) if self.loss == "divergence" else find_most(*given)
-        if most >= 1:
-            return most
-        raise InputError(
-            f"window: {self.window:,} samples with {self.audit:g} of them audited are too few to keep a limit of "
-            f"{self.limit:g}. Fix: pass a larger window, such as {math.ceil(20 / self.audit / self.limit):,}, or a larger "
-            "audit."
-        )
-
     def keep(self, folder: Path | str, processes: int = 1) -> Self:
         """Keep what is learnt in a folder, from which another object goes on; return this one.
 
@@ -220,7 +232,7 @@ class Adaptive:
         samples, with probability ``1 - delta / processes``, and learns from the audits of all. When a process ends, for
         whatever reason, the next one takes its place; audits without a final answer then count as lost. Every audit is
         written before later samples leave, so a killed process forgets no loss; a power failure may lose the last seconds.
-        Samples since the last audit are not counted, which makes a window longer, not its budget larger.
+        Samples since the last audit are then not counted, which lets fewer leave, not more.
 
         Raises :class:`InputError` if the folder belongs to something else, is damaged, or has no place left, and
         :class:`OutputError` if it cannot be written. If it cannot be written later, no sample leaves early any more, and the
@@ -233,8 +245,7 @@ class Adaptive:
         check_number("processes", processes, COUNT)
         if self._journal is not None or self._is_closed:
             raise InputError("folder: this object already has one, or was closed. Fix: make a new Adaptive.")
-        most = self._find_most(self.delta / processes)
-        facts = {name: getattr(self, name) for name in ("limit", "delta", "loss", "audit", "window")}
+        facts = {name: getattr(self, name) for name in ("limit", "delta", "loss", "audit", "warm_up")}
         values = self._given.to_dict()
         facts |= {"processes": processes} | {name: values[name] for name in SCORED_BY}
         journal = Journal(Path(folder), processes, facts)
@@ -247,7 +258,7 @@ class Adaptive:
             raise InputError(
                 f"folder: {folder} is damaged ({error!r:.80}). Fix: choose another folder, which begins a new promise."
             ) from error
-        self.most, self._journal = most, journal
+        self._delta, self._journal = self.delta / processes, journal
         for place, lines in past.items():
             for line in lines if place != journal.place else ():
                 self._apply_feedback(line)  # labels that the one before did not apply, each of which is written down
@@ -266,9 +277,8 @@ class Adaptive:
         if (last := journal.read_last()) is not None:
             counts, chosen = AdaptiveStatus(**last["status"]), read_levels(last["chosen"])
             self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
-            self._number, self._window_taken = counts.window, counts.window_taken
             self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
-            self._lost, self._all_lost = counts.window_lost + counts.window_open, counts.lost + counts.window_open
+            self._lost, self._charged = counts.lost + counts.open, float(last["charged"])
             self._chosen, self._is_relearning = replace(self._chosen, thresholds=chosen), counts.relearning
         if self._is_relearning:
             self._forget()
@@ -278,7 +288,8 @@ class Adaptive:
     def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
             return
-        facts |= {"chosen": write_levels(self._chosen.thresholds)} | ({} if seen is None else {"seen": seen.to_dict()})
+        facts |= {"chosen": write_levels(self._chosen.thresholds), "charged": self._charged + self._charged_open}
+        facts |= {} if seen is None else {"seen": seen.to_dict()}
         try:
             self._journal.write(status=self.status.to_dict(), **facts)
         except OSError as error:
@@ -299,15 +310,34 @@ class Adaptive:
 
     @property
     def _wanted(self) -> Policy:
-        is_stopped = self._is_relearning or self._has_failed or self._is_closed or self._lost > self.most - 1
+        is_stopped = self._is_relearning or self._has_failed or self._is_closed or self._charged > self._find_room()
         return self._never if is_stopped else self._chosen
+
+    def _find_allowed(self) -> float:
+        """Return how many losses the limit allows by now."""
+        return self.limit * max(self._taken, self.warm_up)
+
+    def _find_room(self) -> float:
+        """Return the charges above which no sample leaves early."""
+        return self.bet * self._find_allowed() + math.log(self._delta)
+
+    @property
+    def free(self) -> float:
+        """Charges of audited losses until no sample leaves early."""
+        return max(0.0, self._find_room() - self._charged)
+
+    @property
+    def opened(self) -> float:
+        """Charges of audits without a final answer, if all of them are lost."""
+        return self._charged_open
 
     @property
     def status(self) -> AdaptiveStatus:
         """Counts so far."""
-        window, labels = (self._window_taken, self._lost, self._open, self._number), (self._labelled, self._final_wrong)
-        counts = self._taken, self._audited, self._all_lost, self._alarms, *window, *labels
-        return AdaptiveStatus(*counts, self._is_relearning, self._wanted.thresholds)
+        bound = bound_losses(self._charged + self._charged_open, self.bet, self._delta)
+        counts = self._taken, self._audited, self._lost, self._open, bound, self._find_allowed()
+        others = self._alarms, self._labelled, self._final_wrong, self._is_relearning
+        return AdaptiveStatus(*counts, *others, self._wanted.thresholds)
 
     @property
     def is_relearning(self) -> bool:
@@ -315,51 +345,60 @@ class Adaptive:
         return self._is_relearning
 
     def draw(self, count: int) -> Coins:
-        """Take samples in, and draw which of them are audited."""
+        """Take samples in, and toss their coins."""
         with self._lock:
-            if self._window_taken >= self.window:
-                self._number, self._window_taken = self._number + 1, 0
-                self._lost, self._open = 0.0, 0
-                self._fresh = KEPT  # thresholds are chosen with the new budget
-                self._write()
-            first = self._taken - self._before
+            first, boost = self._taken - self._before, min(BOOST, max(1.0, self.warm_up / max(1, self._taken)))
             self._taken += count
-            self._window_taken += count
             if self._coins is None:
-                audited = np.frombuffer(os.urandom(4 * count), np.uint32) < self.audit * 2**32
+                luck = np.frombuffer(os.urandom(4 * count), np.uint32) / 2**32
             else:
-                audited = self._coins.random(count) < self.audit
-            self._audited += int(audited.sum())
-            return Coins(torch.from_numpy(audited), first, self._number)
+                luck = self._coins.random(count)
+            sure = boost * self._chance
+            return Coins(torch.from_numpy(luck), min(1.0, sure), min(1.0, OFTENER * sure), first)
 
-    def decide(self, fired: Tensor, audited: Tensor, window: int) -> Tensor:  # (n,) bool, (n,) bool -> (n,) bool
+    def doubt(self, k: int, scores: Tensor) -> Tensor:  # (n,) -> (n,) bool
+        """Return which scores at an exit are so near the threshold that answers are audited oftener."""
+        return scores < self._chosen.thresholds[k] + self._doubt
+
+    def decide(self, fired: Tensor, chances: Tensor, audited: Tensor) -> Tensor:  # (n,) each -> (n,) bool
         """Return which of the samples that fire at an exit leave there, if no coin keeps them.
 
         An audited one among them is open until it is observed. Samples are decided in their order, each by the losses and
-        open audits before it, so that its own coin has no part in it. Those of a window that is over stay: the present one's
-        budget is not theirs.
+        open audits before it, so that its own coin has no part in it.
         """
+        asked = fired & audited
         if not self.act:
+            with self._lock:
+                self._audited += int(asked.sum())
             return fired
-        charged = (fired & audited).long()
+        charges = torch.zeros(len(fired), dtype=torch.float64)
+        for i in asked.nonzero().flatten().tolist():
+            charges[i] = charge_audit(float(chances[i]), self.bet)
         with self._lock:
-            before = charged.cumsum(0) - charged + self._lost + self._open
-            may_leave = window == self._number and not (self._has_failed or self._is_closed)
-            leaving = fired & (before <= self.most - 1) & may_leave  # an open audit may lose 1
+            before = charges.cumsum(0) - charges + self._charged + self._charged_open
+            leaving = fired & (before <= self._find_room()) & (not (self._has_failed or self._is_closed))
             if opened := int((leaving & audited).sum()):
-                self._open += opened
+                self._audited, self._open = self._audited + opened, self._open + opened
+                self._charged_open += charges[leaving].sum().item()
                 self._write()
             return leaving & (not self._has_failed)
 
-    def give_up(self, window: int) -> None:
+    def give_up(self, chance: float) -> None:
         """Count an open audit as lost: its sample will never be observed."""
         if not self.act:
             return
         with self._lock:
-            if window == self._number:
-                self._open, self._lost = self._open - 1, self._lost + 1
-            self._all_lost += 1
+            self._settle(chance, 1.0)
             self._write()
+
+    def _settle(self, chance: float, loss: float) -> None:
+        """Charge what an audit has shown."""
+        charge = charge_audit(chance, self.bet)
+        if self.act:
+            self._open = self._open - 1
+            self._charged_open = max(0.0, self._charged_open - charge) if self._open else 0.0
+        self._lost += loss
+        self._charged += loss * charge
 
     def learn(self, seen: Observed, cost: Tensor) -> None:
         """Take in observed samples; thresholds may move. ``cost`` ``(K,)`` is the network's."""
@@ -369,44 +408,63 @@ class Adaptive:
         others = list(read_observed([] if journal is None else journal.read_new(), early))
         with self._lock:
             counted = self._count(seen)
-            audited = counted.audited & (counted.exits < early)
-            here, lost = audited & (counted.windows == self._number), select_losses(counted.losses, counted.exits)
-            self._open -= int(here.sum()) if self.act else 0
-            self._lost += lost[here].sum().item()
-            self._all_lost += lost[audited].sum().item()
+            lost = select_losses(counted.losses, counted.exits).tolist()
+            for exit_, chance, loss in zip(counted.exits.tolist(), counted.chances.tolist(), lost, strict=True):
+                if exit_ < early:
+                    self._settle(chance, loss)
             self._observe(counted)
             self._wait_for_labels(counted)
             self._write(seen)
             for part, line in others:
                 self._observe(self._count(part), is_other=True)
                 self._apply_feedback(line)
-            is_due = self._is_relearning or self._fresh >= EVERY * early
+            is_due = self._is_relearning or self._fresh >= max(EVERY * early, len(self._scores) / GROWN)
             if not is_due or len(self._scores) < LEAST:
                 return
-            alike = count_alike(self._losses)
+            alike = count_alike(self._losses, self._weights)
             self._scores, self._losses, self._fresh = self._scores[-alike:], self._losses[-alike:], 0
-            self._names = self._names[-alike:]
-            scores, losses, alarms = self._scores, self._losses, self._alarms
-            left = max(self.window - self._window_taken, self.window / 10)
-            risk = min(self.limit, max(0.0, SPENT * self.most - self._lost) / (self.audit * left))
-        thresholds = choose_thresholds(scores, losses, cost, risk)
+            self._weights, self._names = self._weights[-alike:], self._names[-alike:]
+            scores, losses, weights, alarms = self._scores, self._losses, self._weights, self._alarms
+            spent = self._charged + charge_audit(self._chance, self.bet)  # with room for an audit that is open
+            free = 1 - bound_losses(spent, self.bet, self._delta) / self._find_allowed()
+        risk = self.limit * min(1.0, max(0.0, free) / SLACK)
+        risk -= SPARE * math.sqrt(risk / average(weights, weights)[1])
+        thresholds = choose_thresholds(scores, losses, cost, risk, weights)
+        doubt = find_doubt(scores, thresholds, weights, DOUBTFUL)
         with self._lock:
             if alarms == self._alarms:
                 self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), False
+                self._doubt = doubt
+                self._expect(scores, losses, weights)
                 self._write()
+
+    def _expect(self, scores: Tensor, losses: Tensor, weights: Tensor) -> None:
+        """Estimate the losses of early answers with the thresholds of now, of those that are not doubtful and of others."""
+        exits = find_first_firing(scores, self._chosen.thresholds)
+        doubtful, lost = self._find_doubtful(scores, exits), select_losses(losses, exits)
+        parts = [part & (exits < scores.shape[1]) for part in (~doubtful, doubtful)]
+        sure, others = (average(lost[part], weights[part])[0] if part.any() else 0.0 for part in parts)
+        most = max(self.limit, LARGEST)
+        self._expected = min(most, max(self.limit, sure)), min(most, max(self.limit, others))
+
+    def _find_doubtful(self, scores: Tensor, exits: Tensor) -> Tensor:  # (n,K-1), (n,) -> (n,) bool
+        each = torch.stack([self.doubt(k, column) for k, column in enumerate(scores.T)], 1)
+        return select_exits(functional.pad(each, (0, 1), value=True), exits)
 
     def _count(self, seen: Observed) -> Observed:
         """Return samples as they are counted: if the policy does not act, where they would have left if it did."""
         if self.act:
             return seen
-        exits = find_first_firing(seen.scores, self._wanted.thresholds)
-        return replace(seen, exits=exits, windows=torch.full_like(seen.windows, self._number))
+        return replace(seen, exits=find_first_firing(seen.scores, self._wanted.thresholds))
 
     def _observe(self, seen: Observed, is_other: bool = False) -> None:
         """Keep samples, perhaps another process's, for the next thresholds; or forget all if their losses are an alarm."""
-        for loss in () if self._is_relearning else select_losses(seen.losses, seen.exits)[seen.audited].tolist():
-            expected = self.limit / (1 - self._forgiven / (self._told + 1))  # by the labels so far
-            self._evidence = add_evidence(self._evidence, loss, min(expected, max(self.limit, LARGEST)))
+        early = seen.exits < seen.losses.shape[1]
+        lost, doubtful = select_losses(seen.losses, seen.exits)[early], self._find_doubtful(seen.scores, seen.exits)[early]
+        harmful = 1 - self._forgiven / (self._told + 1)  # share of the losses, by the labels so far
+        for loss, is_doubtful in () if self._is_relearning else zip(lost.tolist(), doubtful.tolist(), strict=True):
+            expected = self._expected[is_doubtful]
+            self._evidence = add_evidence(self._evidence, loss, min(expected / harmful, max(expected, LARGEST)))
         if math.isinf(self._evidence):
             self._alarms, self._is_relearning = self._alarms + 1, True
             self._forget()
@@ -415,14 +473,15 @@ class Adaptive:
 
     def _forget(self) -> None:
         self._evidence, self._fresh = 0.0, 0
-        self._scores, self._losses, self._names = self._scores[:0], self._losses[:0], []
+        self._scores, self._losses, self._weights, self._names = self._scores[:0], self._losses[:0], self._weights[:0], []
 
     def _remember(self, seen: Observed, names: Sequence[str] = ()) -> None:
-        finite = (seen.scores + seen.losses).isfinite().all(1)
+        finite = seen.select_finite()
         called = names or [""] * len(finite)
         self._names = [*self._names, *(name for name, kept in zip(called, finite.tolist(), strict=True) if kept)][-KEPT:]
         self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
         self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
+        self._weights = torch.cat([self._weights, seen.weights[finite]])[-KEPT:]
         self._fresh += int(finite.sum())
 
     def feedback(self, name: str, label: int | Sequence[int]) -> bool:
@@ -461,8 +520,8 @@ class Adaptive:
 
     def _wait_for_labels(self, seen: Observed) -> None:
         for i, name in enumerate(seen.names):
-            if seen.audited[i] and seen.answers is not None:
-                self._waiting[name] = _Waiting(int(seen.exits[i]), int(seen.windows[i]), seen.answers[i])
+            if seen.answers is not None:
+                self._waiting[name] = _Waiting(int(seen.exits[i]), float(seen.chances[i]), seen.answers[i])
         for name in list(self._waiting)[: max(0, len(self._waiting) - WAITING)]:
             del self._waiting[name]
 
@@ -497,8 +556,8 @@ class Adaptive:
             is_lost = bool(losses[waiting.exit])
             self._told, self._forgiven = self._told + 1, self._forgiven + (not is_lost)
             if not is_lost:
-                self._all_lost = max(0.0, self._all_lost - 1)
-                self._lost = max(0.0, self._lost - 1) if waiting.window == self._number else self._lost
+                self._lost = max(0.0, self._lost - 1)
+                self._charged = max(0.0, self._charged - charge_audit(waiting.chance, self.bet))
         self._write(told=name)
         return True
 
@@ -520,12 +579,20 @@ class Adaptive:
         scores = score_early_exits(trace, self._chosen)
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
-            (audited, _, window), observed = self.draw(len(part)), self._is_relearning and self.act
-            exits, windows = torch.full((len(part),), last), torch.full((len(part),), -1)
+            coins, observes_all = self.draw(len(part)), self._is_relearning and self.act
+            exits, chances = (
+                torch.full((len(part),), last),
+                torch.full((len(part),), 1.0 if observes_all else coins.doubtful),
+            )
+            chances, audited = chances.double(), torch.zeros(len(part), dtype=torch.bool)
             for k, threshold in enumerate(self.policy.thresholds):
-                leaving = self.decide(fires(part[:, k], threshold) & (exits == last), audited, window)
-                exits[leaving], windows[leaving] = k, window
-            rows = audited | (exits == last) if observed else audited
-            self.learn(Observed(part[rows], lost[rows], exits[rows], audited[rows], windows[rows]), trace.cost)
+                fired = fires(part[:, k], threshold) & (exits == last)
+                chance = coins.find_chances(self.doubt(k, part[:, k]))
+                chosen = coins.luck < chance
+                leaving = self.decide(fired, chance, chosen)
+                exits[leaving], chances[leaving] = k, chance[leaving]
+                audited |= leaving & chosen
+            rows = audited | ((exits == last) & (coins.luck < chances))
+            self.learn(Observed(part[rows], lost[rows], exits[rows], chances[rows]), trace.cost)
             taken.append(torch.where(audited, last, exits))
         return torch.cat(taken)

@@ -21,7 +21,7 @@ from exitlens.types.tasks import are_same, read_answers
 
 SHOWN = 0.2  # share of the locations at the top of a map outside which inputs are replaced
 OBJECT = 0.4  # share of the locations that may be an object's, as in certificates of binding
-OPEN = 4  # no more than a quarter of the audited losses that end early answers may be open
+OPEN, FEWEST = 4, 16  # no more than a quarter of the charges that end early answers may be open; samples at a time at least
 
 
 def open_router(
@@ -65,13 +65,15 @@ class _Seen:
     """A sample that is observed on its way."""
 
     name: str
-    is_audited: bool
+    luck: float  # an early answer is audited if this is below the chance
+    sure: float  # the chance for an answer that is not doubtful
+    doubtful: float
+    chance: float  # of being observed, so far
     scores: list[float] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
     maps: list[Tensor] = field(default_factory=list)  # for a limit on divergence or binding
     inputs: Activations = ()  # for a limit on binding
-    exit: int | None = None  # where it would have left, in this window
-    window: int = -1
+    exit: int | None = None  # where it would have left
 
 
 class AuditedRouter(Router):
@@ -89,20 +91,19 @@ class AuditedRouter(Router):
         self._last = adaptive.policy.num_exits - 1
         super().__init__(engine, adaptive.policy, attention, micro_batch, self._decide, range(self._last))
         self._adaptive, self._cost, self._seen = adaptive, cost.cpu(), dict[int, _Seen]()
-        self._most_open = max(1, adaptive.most // OPEN)
         self._recomposing = recomposing
-        self._window, self._start = -1, 0  # of the samples taken in last, and the place of the window's first
 
     def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
         """Take samples in, few enough at a time that most of their audits are done before others may leave."""
-        size = max(1, int(self._most_open / self._adaptive.audit / self._last))
-        routed = []
-        for at in range(0, len(where), size):
-            part = slice(at, at + size)
+        routed, at = [], 0
+        while at < len(where):
+            room = self._adaptive.free / OPEN
+            part = slice(at, at + max(FEWEST, int(room / self._adaptive.bet)))  # a sample opens a bet's worth on average
+            at = part.stop
             given = tuple(t[part] for t in activations)
             self._draw_audits(where[part], given)
             routed += super().feed(where[part], given)
-            if not self.micro_batch or sum(row.exit is not None for row in self._seen.values()) > self._most_open:
+            if not self.micro_batch or self._adaptive.opened > room:
                 routed += self.flush()
         return routed
 
@@ -115,14 +116,12 @@ class AuditedRouter(Router):
         super().admit(where, activations, since)
 
     def _draw_audits(self, where: Tensor, activations: Activations, name: str = "") -> None:
-        audited, first, window = self._adaptive.draw(len(where))
-        if window != self._window:
-            self._window, self._start = window, int(where[0])
-        observes_all = self._adaptive.is_relearning and self._adaptive.act
-        rows = torch.ones_like(audited) if observes_all else audited
-        for i in rows.nonzero().flatten().tolist():
-            named = f"{name}/{i}" if name else str(first + i)
-            row = self._seen[int(where[i])] = _Seen(named, bool(audited[i]))
+        coins = self._adaptive.draw(len(where))
+        is_whole = self._adaptive.is_relearning and self._adaptive.act
+        chance = 1.0 if is_whole else coins.doubtful
+        for i in (coins.luck < chance).nonzero().flatten().tolist():
+            named = f"{name}/{i}" if name else str(coins.first + i)
+            row = self._seen[int(where[i])] = _Seen(named, float(coins.luck[i]), coins.sure, coins.doubtful, chance)
             if self._adaptive.loss == "binding":
                 row.inputs = tuple(t[i : i + 1].clone() for t in activations)
 
@@ -131,8 +130,8 @@ class AuditedRouter(Router):
         super().discard(gone)
         for place in gone.tolist():
             row = self._seen.pop(place, None)
-            if row is not None and row.is_audited and row.exit is not None:
-                self._adaptive.give_up(row.window)
+            if row is not None and row.exit is not None:
+                self._adaptive.give_up(row.chance)
 
     def _run(self, k: int) -> None:
         self.policy, count, asked = self._adaptive.policy, len(self._routed), self.attention
@@ -151,30 +150,25 @@ class AuditedRouter(Router):
     def _decide(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         rows = [self._seen.get(place) for place in batch.where.tolist()] if self._seen else []
         observed = [(i, row) for i, row in enumerate(rows) if row is not None]
-        if not observed:
-            leaving = self._adaptive.decide(
-                self._may_fire(batch, fired), torch.zeros(len(fired), dtype=torch.bool), self._window
-            )
-            return leaving.to(fired.device)
-        scores = (batch.scores if batch.trust is None else batch.trust).float().tolist()
-        answers = read_answers(batch.probabilities, self.policy.task).cpu()
-        fired, audited = self._may_fire(batch, fired), torch.zeros(len(rows), dtype=torch.bool)
+        fired = fired.cpu()
+        chances, audited = torch.zeros(len(fired), dtype=torch.float64), torch.zeros(len(fired), dtype=torch.bool)
+        if observed:
+            scores = (batch.scores if batch.trust is None else batch.trust).float().cpu()
+            doubtful, values = self._adaptive.doubt(batch.exit, scores).tolist(), scores.tolist()
+            answers = read_answers(batch.probabilities, self.policy.task).cpu()
         for i, row in observed:
-            row.scores.append(scores[i])
+            row.scores.append(values[i])
             row.answers.append(answers[i])
             if batch.attention is not None and self._adaptive.loss != "disagreement":
                 row.maps.append(batch.attention[i])
-            audited[i] = row.is_audited
+            chances[i] = row.doubtful if doubtful[i] else row.sure
+            audited[i] = row.luck < chances[i]
             fired[i] &= row.exit is None  # it would have left before
-        leaving = self._adaptive.decide(fired, audited, self._window)
+        leaving = self._adaptive.decide(fired, chances, audited)
         for i, row in observed:
-            if leaving[i]:
-                row.exit, row.window = batch.exit, self._window
+            if leaving[i] and audited[i]:
+                row.exit, row.chance = batch.exit, float(chances[i])
         return (leaving & ~audited).to(batch.where.device)
-
-    def _may_fire(self, batch: ExitBatch, fired: Tensor) -> Tensor:
-        """Return which samples may leave: not those of a window before."""
-        return fired.cpu() & (batch.where.cpu() >= self._start) if self._adaptive.act else fired.cpu()
 
     def _learn(self, part: ExitBatch, rows: list[_Seen | None]) -> None:
         kept = [i for i, row in enumerate(rows) if row is not None]
@@ -197,10 +191,9 @@ class AuditedRouter(Router):
         every = torch.cat([answers, final[:, None]], 1)
         scores = torch.tensor([row.scores for row in seen])
         exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
-        audited = torch.tensor([row.is_audited for row in seen])
-        windows = torch.tensor([row.window for row in seen])
+        chances = torch.tensor([row.chance for row in seen], dtype=torch.float64)
         names = tuple(row.name for row in seen)
-        self._adaptive.learn(Observed(scores, losses, exits, audited, windows, names, every), self._cost)
+        self._adaptive.learn(Observed(scores, losses, exits, chances, names, every), self._cost)
 
     def _lose_outside(self, row: _Seen, maps: list[Tensor]) -> Tensor:  # (1,*S) each -> (1,K-1)
         """Return which early answers change if all outside their maps' top fifth comes from the sample observed before.

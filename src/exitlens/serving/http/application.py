@@ -125,7 +125,7 @@ def _read_resource(name: str) -> str:
 def describe_adaptive(adaptive: Adaptive) -> dict[str, Any]:
     """Return what a policy that adapts promises, and where it stands, JSON-ready."""
     facts = {"limit": adaptive.limit, "delta": adaptive.delta, "loss": adaptive.loss, "acts": adaptive.act}
-    return facts | {"most_lost": adaptive.most} | adaptive.status.to_dict()
+    return facts | {"warm_up": adaptive.warm_up} | adaptive.status.to_dict()
 
 
 @dataclass(frozen=True)
