@@ -91,13 +91,13 @@ def follow_day(quick: bool = False) -> Tree:
         adaptive.levels.append((DAY * adaptive.status.taken / length, adaptive.policy.thresholds))
     seen = {
         name: torch.cat([getattr(part, name) for _, part in adaptive.seen])
-        for name in ("scores", "losses", "exits", "audited")
+        for name in ("scores", "losses", "exits", "weights")
     }
     times = torch.cat([torch.full((len(part.exits),), DAY * taken / length) for taken, part in adaptive.seen]).double()
-    chosen = seen["audited"]
     moved = [pair for i, pair in enumerate(adaptive.levels) if not i or pair[1] != adaptive.levels[i - 1][1]]
     facts = {"limit": LIMIT, "loss": "disagreement"} | {name: policy.to_dict()[name] for name in SCORED_BY}
-    log = Log(times[chosen], *(seen[name][chosen] for name in ("scores", "losses", "exits")), moved, facts)
+    seen["weights"] /= seen["weights"].mean()
+    log = Log(times, *seen.values(), moved, facts)
     course = asdict(summarize_course(log, {"fixed": policy}, stream.cost.tolist()))
     return course | {"levels": {str(k): [min(level, NEVER) for level in part] for k, part in enumerate(course["levels"])}}
 
