@@ -72,7 +72,7 @@ class Observed:
 
     @property
     def weights(self) -> Tensor:  # (n,)
-        """How many samples each stands for."""
+        """Number of samples that each stands for."""
         return (1 / self.chances).float()
 
     def select_finite(self) -> Tensor:  # -> (n,) bool
