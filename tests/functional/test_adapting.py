@@ -48,6 +48,18 @@ def test_a_charge_makes_the_mean_factor_of_a_loss_one(chance, part):
     assert charge_audit(chance, 1.01 * bet) >= charge >= 0
 
 
+def test_charges_and_bets_make_the_martingale_of_confseq():
+    """The logarithm of what is compared with delta; written by confseq 0.0.11, which needs NumPy 1, with::
+
+    betting_mart(audited, 0.1, lambdas_fn_positive=lambda x, m: np.zeros(len(x)), theta=0, trunc_scale=1,
+                 lambdas_fn_negative=lambda x, m: np.full(len(x), (math.exp(0.06) - 1) / 0.1))
+    """
+    audited = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0])
+    expected = [0.06, 0.12, -0.693123, -0.633123, -0.573123, -0.513123, -0.453123, -1.266245, -1.206245, -1.146245]
+    ours = np.where(audited, -charge_audit(0.1, 0.06), 0.06).cumsum()
+    assert ours == pytest.approx(np.array(expected), abs=1e-6)
+
+
 def test_no_charge_is_enough_for_audits_that_are_too_rare():
     assert charge_audit(0.01, 0.02) == math.inf
 
