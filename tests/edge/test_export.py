@@ -82,6 +82,7 @@ def test_every_exit_that_one_of_the_policies_lets_fire_is_in_the_files(net, tmp_
         assert exits.tolist() == xl.predict(net, images, used).exits.tolist()
 
 
+@pytest.mark.slow
 def test_a_gate_has_no_single_file(net, tmp_path):
     gate = xl.types.Gate(((0.1,) * 5,) * 2)
     path = xl.export(net, xl.Policy((float("inf"), 0.7), gate=gate), tmp_path / "e")
@@ -211,7 +212,9 @@ def test_a_gate_is_refused(tmp_path):
         export.write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))
 
 
-@pytest.mark.parametrize("name", ["labels", "exits", "scores", "maps"])
+@pytest.mark.parametrize(
+    "name", ["labels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("exits", "scores", "maps"))]
+)
 def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path, name):
     rate, move = export._Builder._rate, export._move
 

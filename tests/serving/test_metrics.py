@@ -121,6 +121,7 @@ if len(sys.argv) > 2:
 """
 
 
+@pytest.mark.slow
 def test_processes_share_their_metrics(monkeypatch, tmp_path):
     monkeypatch.setenv(SHARED, str(tmp_path))
     subprocess.run([sys.executable, "-c", PROCESS, "2"], check=True, timeout=60)
