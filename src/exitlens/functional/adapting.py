@@ -18,7 +18,7 @@ WORSE, SURE = (
     5.3,
 )  # an alarm tells what is expected from so many times as much, at this logarithm of the likelihood ratio
 OTHER = 4.0  # standard errors between the shares of losses of late and before, beyond which what was before is forgotten
-LEVELS = 50  # of scores, between which thresholds are
+LEVELS, PRICES = 30, 12  # of scores, between which thresholds are; of losses, at which they are looked for
 
 
 def charge_audit(chance: float, bet: float) -> float:
@@ -84,7 +84,7 @@ def choose_thresholds(
     weighed = (torch.ones(len(scores)) if weights is None else weights / weights.mean())[:, None]
     levels = quantise(scores, LEVELS)
     limited = Risk("losses", functional.pad(losses, (0, 1)) * weighed, max(0.0, risk), "unit")
-    return levels.thresholds(find_cheapest(levels, [limited], cost * weighed).cuts)
+    return levels.thresholds(find_cheapest(levels, [limited], cost * weighed, steps=PRICES).cuts)
 
 
 def find_doubt(scores: Tensor, thresholds: tuple[float, ...], weights: Tensor, share: float) -> float:  # (n,K-1), (n,)

@@ -30,6 +30,7 @@ from exitlens.functional.routing import find_first_firing
 from exitlens.types import Trace
 
 T = TypeVar("T")
+PRICES = 40  # of risk, from one policy of a frontier to the next
 FINE_STEPS = 16  # between neighbours on a frontier, if a budget ends between them
 STEPS = 8  # from one vector of a frontier to the next, on a path
 LEAST = 1e-6  # smallest limit that losses are divided by
@@ -113,11 +114,14 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
     return tuple(cuts)
 
 
-def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,) or (N,K)
-    """Return undominated policies in cost and risk, from cheapest to safest, at 40 prices of risk."""
+def find_frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = PRICES) -> list[Point]:
+    """Return undominated policies in cost and risk, from cheapest to safest, at some prices of risk.
+
+    Shapes: index ``(N,K-1)`` levels, risk ``(N,K)``, cost ``(K,)`` or ``(N,K)``.
+    """
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
     vectors, cuts = dict.fromkeys((always, never)), always
-    for price in torch.logspace(-2, 3, 40).tolist():
+    for price in torch.logspace(-2, 3, prices).tolist():
         cuts = descend(index, cost + price * risk, cuts)
         vectors[cuts] = None
     points = [evaluate_cuts(index, risk, cost, vector) for vector in vectors]
@@ -158,7 +162,9 @@ def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Ca
     return best
 
 
-def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()) -> Point:
+def find_cheapest(
+    levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = (), steps: int = PRICES
+) -> Point:
     """Find the cheapest policy that keeps every limit and budget, or raise :class:`CalibrationError`."""
 
     def keeps_risks(cuts: Cuts) -> bool:
@@ -170,7 +176,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
         columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
     prices = [cost, *(mixed for budget in budgets for mixed in (cost + budget.prices, 1e-3 * cost + budget.prices))]
     vectors = {
-        point.cuts: None for price in prices for risk in columns for point in find_frontier(levels.index, risk, price)
+        point.cuts: None for price in prices for risk in columns for point in find_frontier(levels.index, risk, price, steps)
     }
     vectors |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
     kept = [*filter(keeps_risks, vectors), (math.inf,) * levels.index.shape[1]]

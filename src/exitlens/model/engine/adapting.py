@@ -448,8 +448,8 @@ class Adaptive:
         self._expected = min(most, max(self.limit, sure)), min(most, max(self.limit, others))
 
     def _find_doubtful(self, scores: Tensor, exits: Tensor) -> Tensor:  # (n,K-1), (n,) -> (n,) bool
-        each = torch.stack([self.doubt(k, column) for k, column in enumerate(scores.T)], 1)
-        return select_exits(functional.pad(each, (0, 1), value=True), exits)
+        above = functional.pad(scores - torch.tensor(self._chosen.thresholds), (0, 1), value=-math.inf)
+        return select_exits(above, exits) < self._doubt
 
     def _count(self, seen: Observed) -> Observed:
         """Return samples as they are counted: if the policy does not act, where they would have left if it did."""
@@ -460,9 +460,10 @@ class Adaptive:
     def _observe(self, seen: Observed, is_other: bool = False) -> None:
         """Keep samples, perhaps another process's, for the next thresholds; or forget all if their losses are an alarm."""
         early = seen.exits < seen.losses.shape[1]
-        lost, doubtful = select_losses(seen.losses, seen.exits)[early], self._find_doubtful(seen.scores, seen.exits)[early]
+        scores, losses, exits = (part[early] for part in (seen.scores, seen.losses, seen.exits))
+        lost, doubtful = select_losses(losses, exits).tolist(), self._find_doubtful(scores, exits).tolist()
         harmful = 1 - self._forgiven / (self._told + 1)  # share of the losses, by the labels so far
-        for loss, is_doubtful in () if self._is_relearning else zip(lost.tolist(), doubtful.tolist(), strict=True):
+        for loss, is_doubtful in () if self._is_relearning else zip(lost, doubtful, strict=True):
             expected = self._expected[is_doubtful]
             self._evidence = add_evidence(self._evidence, loss, min(expected / harmful, max(expected, LARGEST)))
         if math.isinf(self._evidence):
