@@ -16,7 +16,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.model.engine import journal
 from tests.model.engine.test_adapting import COST, make, stream
 
-FACTS = {"limit": 0.3, "loss": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0]}
+FACTS = {"limit": 0.3, "warm_up": 100, "loss": "disagreement", "score": "max_probability", "temperatures": [1.0, 1.0, 1.0]}
 FACTS |= {"network": "", "gate": None}
 BY_HAND = Log(
     times=torch.arange(4.0),
@@ -93,7 +93,7 @@ def test_the_folder_is_found_by_the_bundle_or_where_there_is_one(kept):
     with pytest.raises(InputError, match=r"expected the folder of one journal .* Fix: name one of them"):
         find_journal(folder)
     (other / "settings.json").write_text("{}")
-    with pytest.raises(DataError, match=r"settings.json is damaged. Fix: "):
+    with pytest.raises(DataError, match=r"settings.json is damaged, or of another version. Fix: "):
         read_log(other)
     with pytest.raises(InputError, match="got none"):
         find_journal(Path(folder / "nothing"))

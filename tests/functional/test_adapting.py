@@ -73,6 +73,13 @@ def test_evidence_grows_with_losses_alone(limit):
     assert halves == pytest.approx((add_evidence(2.0, 0, limit) + add_evidence(2.0, 1, limit)) / 2)
 
 
+@pytest.mark.parametrize("expected", [1e-12, 1 - 1e-16, 1.0])
+def test_evidence_is_a_number_at_the_edges(expected):
+    assert add_evidence(1.0, 1.0, expected) >= 0
+    assert math.isfinite(add_evidence(1.0, 0.0, expected))
+    assert 0 < charge_audit(1e-17, 6e-18) < math.inf
+
+
 def test_few_samples_are_alike_after_a_change_for_better_or_worse():
     better, worse = torch.zeros(400, 2), torch.ones(400, 2)
     same = torch.ones(800)

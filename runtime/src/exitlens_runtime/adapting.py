@@ -92,9 +92,10 @@ class Adaptive:
         """Return what was learnt and promised, JSON-ready; audits that are on their way count as wrong."""
         counts = {"taken": self.taken, "audited": self.audited, "lost": self.lost + self._open, "alarms": self.alarms}
         inner = {"charged": self._charged + self._charged_open, "relearning": self._is_relearning}
-        levels = [None if t == math.inf else t for t in self._chosen]
+        levels = [None if t == math.inf else t for t in (*self._chosen, self._doubt)]
+        expected = {"expected": list(self._expected)}
         rows = {name: getattr(self, f"_{name}").tolist() for name in ("scores", "losses", "weights")}
-        return {"settings": self._name_settings(), **counts, **inner, "thresholds": levels, **rows}
+        return {"settings": self._name_settings(), **counts, **inner, **expected, "thresholds": levels, **rows}
 
     def restore(self, values: Mapping[str, Any]) -> Self:
         """Go on from what :meth:`to_dict` of another one returned.
@@ -112,7 +113,8 @@ class Adaptive:
         try:
             scores, losses = (np.array(values[name], np.float32).reshape(shape) for name in ("scores", "losses"))
             weights = np.array(values["weights"], np.float32).reshape(len(scores))
-            chosen = tuple(math.inf if t is None else float(t) for t in values["thresholds"])
+            *chosen, doubt = (math.inf if t is None else float(t) for t in values["thresholds"])
+            sure, others = map(float, values["expected"])
             counts = [int(values[name]) for name in ("taken", "audited", "lost", "alarms")]
             charged = float(values["charged"])
             is_relearning = bool(values["relearning"])
@@ -120,7 +122,8 @@ class Adaptive:
             raise InputError(f"values: they are damaged ({error!r:.80}). Fix: start a new Adaptive.") from error
         self.taken, self.audited, self.lost, self.alarms = counts
         self._scores, self._losses, self._weights, self._charged = scores, losses, weights, charged
-        self._chosen, self._is_relearning, self._fresh = chosen, is_relearning, KEPT
+        self._chosen, self._doubt, self._expected = tuple(chosen), doubt, (sure, others)
+        self._is_relearning, self._fresh, self._open, self._charged_open = is_relearning, KEPT, 0, 0.0
         return self
 
     def _name_settings(self) -> list[float | str]:
@@ -236,12 +239,13 @@ class Watch:
 
 def charge_audit(chance: float, bet: float) -> float:
     """Return what an audited loss of 1 is charged, where audits had this chance (``exitlens.functional.adapting``)."""
-    rest = 1 - (1 - chance) * math.exp(bet)
+    rest = chance * math.exp(bet) - math.expm1(bet)
     return -math.log(rest / chance) if rest > 0 else math.inf
 
 
 def add_evidence(evidence: float, loss: float, expected: float) -> float:
     """Return the evidence that wrong answers come faster than expected, after another audit (Page 1954)."""
+    expected = min(expected, 0.99)
     more = min((1 + expected) / 2, WORSE * expected)
     ratio = loss * math.log(more / expected) + (1 - loss) * math.log((1 - more) / (1 - expected))
     evidence = max(0.0, evidence + ratio)

@@ -84,8 +84,10 @@ def find_journal(folder: Path, version: str = "") -> Path:
 def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) -> Log:
     """Read what was logged between two times; raise :class:`DataError` if nothing was."""
     facts = read_json(folder / SETTINGS)
-    if not isinstance(facts, dict) or not {"limit", "loss", *SCORED_BY} <= facts.keys():
-        raise DataError(f"log: {folder / SETTINGS} is damaged. Fix: name the folder of another journal.")
+    if not isinstance(facts, dict) or not {"limit", "loss", "warm_up", *SCORED_BY} <= facts.keys():
+        raise DataError(
+            f"log: {folder / SETTINGS} is damaged, or of another version. Fix: name the folder of another journal."
+        )
     lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: float(line["time"]))
     lines = [line for line in lines if since <= line["time"] <= until]
     read = [(float(line["time"]), part) for part, line in read_observed(lines, len(facts["temperatures"]) - 1)]

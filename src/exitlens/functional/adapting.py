@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.search import find_cheapest, quantise
+from exitlens.functional.search import PRICES, find_cheapest, quantise
 
 LEAST = 200  # samples by which thresholds are chosen, at least
 WORSE, SURE = (
@@ -18,7 +18,7 @@ WORSE, SURE = (
     5.3,
 )  # an alarm tells what is expected from so many times as much, at this logarithm of the likelihood ratio
 OTHER = 4.0  # standard errors between the shares of losses of late and before, beyond which what was before is forgotten
-LEVELS, PRICES = 30, 12  # of scores, between which thresholds are; of losses, at which they are looked for
+LEVELS = 50  # of scores, between which thresholds are
 
 
 def charge_audit(chance: float, bet: float) -> float:
@@ -32,7 +32,7 @@ def charge_audit(chance: float, bet: float) -> float:
 
     The charge is infinite for chances below ``1 - exp(-bet)``.
     """
-    rest = 1 - (1 - chance) * math.exp(bet)
+    rest = chance * math.exp(bet) - math.expm1(bet)
     return -math.log(rest / chance) if rest > 0 else math.inf
 
 
@@ -46,6 +46,7 @@ def add_evidence(evidence: float, loss: float, expected: float) -> float:
 
     A loss between 0 and 1 counts as a share of both.
     """
+    expected = min(expected, 0.99)
     more = min((1 + expected) / 2, WORSE * expected)
     ratio = loss * math.log(more / expected) + (1 - loss) * math.log((1 - more) / (1 - expected))
     evidence = max(0.0, evidence + ratio)
@@ -75,16 +76,23 @@ def count_alike(losses: Tensor, weights: Tensor) -> int:  # (n,K-1), (n,), in th
 
 
 def choose_thresholds(
-    scores: Tensor, losses: Tensor, cost: Tensor, risk: float, weights: Tensor | None = None
+    scores: Tensor,
+    losses: Tensor,
+    cost: Tensor,
+    risk: float,
+    weights: Tensor | None = None,
+    levels: int = LEVELS,
+    prices: int = PRICES,
 ) -> tuple[float, ...]:
     """Return the cheapest thresholds whose mean loss on these samples is at most ``risk``.
 
-    Shapes: scores and losses ``(n,K-1)``, cost ``(K,)``, weights ``(n,)``, all equal if there are none.
+    Shapes: scores and losses ``(n,K-1)``, cost ``(K,)``, weights ``(n,)``, all equal if there are none. Thresholds lie
+    between so many levels of scores, and are looked for at so many prices of losses.
     """
     weighed = (torch.ones(len(scores)) if weights is None else weights / weights.mean())[:, None]
-    levels = quantise(scores, LEVELS)
+    quantised = quantise(scores, levels)
     limited = Risk("losses", functional.pad(losses, (0, 1)) * weighed, max(0.0, risk), "unit")
-    return levels.thresholds(find_cheapest(levels, [limited], cost * weighed, steps=PRICES).cuts)
+    return quantised.thresholds(find_cheapest(quantised, [limited], cost * weighed, steps=prices).cuts)
 
 
 def find_doubt(scores: Tensor, thresholds: tuple[float, ...], weights: Tensor, share: float) -> float:  # (n,K-1), (n,)

@@ -161,9 +161,15 @@ def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
             f"adapt: {model.name} has no heads at exits {missing}, where audits look. Fix: serve the bundle it was exported "
             "from, or export it with a policy that uses all exits."
         )
-    policy, warm_up = model.policies[DEFAULT], adapting.warm_up or None
-    adaptive = Adaptive(policy, adapting.adapt, loss=adapting.loss, audit=adapting.audit, warm_up=warm_up)
-    adaptive.act = not adapting.propose
+    policy = model.policies[DEFAULT]
+    adaptive = Adaptive(
+        policy,
+        adapting.adapt,
+        loss=adapting.loss,
+        audit=adapting.audit,
+        warm_up=adapting.warm_up or None,
+        act=not adapting.propose,
+    )
     if model.net is not None:
         check_policy(model.net, adaptive)
     if adapting.state is not None:

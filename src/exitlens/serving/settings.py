@@ -78,8 +78,8 @@ class Adapting:
             thresholds as they are.
         loss: With `adapt`: the loss that it limits, `disagreement`, `divergence` or `binding`.
         audit: With `adapt`: share of the early answers that also run to the final exit, as a check.
-        warm_up: With `adapt`: number of samples at the beginning that share a budget of losses; 0 means enough for early answers
-            to begin at once.
+        warm_up: With `adapt`: number of samples at the beginning that share a budget of losses; 0 means enough for early
+            answers to begin at once.
         state: With `adapt`: folder that keeps what was learnt over restarts; without one, a restart begins a new promise.
         propose: With `adapt`: leave the thresholds as they are, and only report what it would set.
         processes: Number of processes that share the folder.

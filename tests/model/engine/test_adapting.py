@@ -104,9 +104,9 @@ def test_an_audit_that_gets_no_answer_counts_as_lost():
     adaptive.give_up(0.3)
     assert (adaptive.status.open, adaptive.status.lost) == (1, 1)
     assert adaptive.opened == pytest.approx(charge_audit(0.3, adaptive.bet))
-    adaptive.act = False
-    adaptive.give_up(0.3)
-    assert adaptive.status.lost == 1
+    proposing = make(act=False)
+    proposing.give_up(0.3)
+    assert proposing.status.lost == 0
 
 
 def test_losses_that_come_fast_are_an_alarm_and_fresh_samples_end_it():
@@ -321,8 +321,7 @@ def test_a_copy_of_one_with_a_folder_has_none(tmp_path):
 
 def test_one_that_only_proposes_leaves_samples_as_they_are_and_counts_what_it_would_do():
     trace = stream([(5000, 0.55), (15_000, 0.8)])
-    acting, proposing = (make(limit=0.05, warm_up=10_000) for _ in range(2))
-    proposing.act = False
+    acting, proposing = (make(limit=0.05, warm_up=10_000, act=act) for act in (True, False))
     exits = proposing.replay(trace)
     moved = exits != xl.route(trace, xl.Policy((0.6, 0.6)))
     assert (exits[moved] == 2).all()
@@ -333,6 +332,46 @@ def test_one_that_only_proposes_leaves_samples_as_they_are_and_counts_what_it_wo
     assert proposing.status.alarms == acting.status.alarms == 1
     assert proposing.status.thresholds == pytest.approx(acting.status.thresholds, abs=0.05)
     assert proposing.status.open == 0
+
+
+def test_proposals_and_acts_are_promises_of_their_own(tmp_path):
+    proposing = make(act=False).keep(tmp_path)
+    assert not proposing.act
+    proposing.close()
+    with pytest.raises(InputError, match=r"expected one made with act=True, got .* with False"):
+        make().keep(tmp_path)
+    with pytest.raises(AttributeError):
+        make().act = False
+
+
+def test_what_was_counted_before_a_folder_would_be_lost(tmp_path):
+    adaptive = make()
+    adaptive.draw(1)
+    with pytest.raises(InputError, match=r"or has taken samples in. Fix: make a new Adaptive"):
+        adaptive.keep(tmp_path)
+
+
+def test_a_copy_of_the_process_writes_nothing_and_answers_nothing_early(tmp_path, monkeypatch):
+    adaptive = make().keep(tmp_path)
+    assert open_audits(adaptive, 1).all()
+    written = (tmp_path / "0.jsonl").read_bytes()
+    monkeypatch.setattr("exitlens.model.engine.journal.os.getpid", lambda: 1)
+    assert not open_audits(adaptive, 1).any()
+    assert (tmp_path / "0.jsonl").read_bytes() == written
+    monkeypatch.undo()
+    adaptive.close()
+
+
+def test_doubts_and_expectations_outlive_a_process(tmp_path):
+    first = make().keep(tmp_path)
+    scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
+    tell(first, (scores < 0.6).float(), [2] * LEAST, scores=scores)
+    before = first._doubt, first._expected
+    assert 0 < before[0] < 1
+    first.close()
+    second = make().keep(tmp_path)
+    assert (second._doubt, second._expected) == before
+    second.close()
 
 
 def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
@@ -373,6 +412,26 @@ def test_a_label_takes_back_a_loss_that_is_none():
     assert adaptive.feedback("4", 1)
     assert adaptive.status.lost == 1
     assert before - adaptive.status.bound == pytest.approx(charge_audit(0.1, adaptive.bet) / adaptive.bet)
+
+
+def test_labels_of_no_class_excuse_nothing():
+    adaptive = make(limit=0.9)
+    tell_named(adaptive, [[1, 0, 0]], [0])
+    adaptive.classes = 3
+    with pytest.raises(InputError, match=r"label: expected a number below 3, got 255. Fix: "):
+        adaptive.feedback("0", 255)
+    assert adaptive.status.lost == 1
+    assert adaptive.feedback("0", 1)
+
+
+def test_what_labels_take_back_is_no_change_for_the_better():
+    """The last samples have no labels yet."""
+    adaptive = make(limit=0.9, warm_up=100_000)
+    tell_named(adaptive, [[1, 0, 0]] * 300, [2] * 300)
+    for i in range(300):
+        adaptive.feedback(str(i), 1)
+    tell_named(adaptive, [[1, 0, 0]] * 200, [2] * 200, first=300)
+    assert len(adaptive._losses) == 500
 
 
 def test_labels_are_sets_with_several_labels():
@@ -463,7 +522,7 @@ def test_one_that_is_closed_writes_nothing_and_answers_nothing_early(tmp_path):
     assert not open_audits(adaptive, 2).any()
     assert adaptive.policy.thresholds == (math.inf, math.inf)
     assert (tmp_path / "0.jsonl").read_bytes() == written
-    with pytest.raises(InputError, match="this object already has one, or was closed"):
+    with pytest.raises(InputError, match="this object has one, was closed or has taken samples in"):
         adaptive.keep(tmp_path)
 
 
@@ -473,6 +532,7 @@ def test_a_journal_whose_lines_say_something_else_is_refused_and_its_place_is_fr
         '{"time": 1}',
         '{"time": 1, "seen": true}',
         '{"time": 1, "seen": {"scores": [[1]]}}',
+        '{"time": 1, "seen": {"scores": [[1, 1]], "losses": [[0, 0]], "exits": [0]}}',
     ):
         make().keep(tmp_path).close()
         (tmp_path / "0.jsonl").write_text(line + "\n")
@@ -498,7 +558,7 @@ def test_the_journal_says_which_thresholds_are_in_force_and_which_were_chosen(tm
     adaptive = make(limit=0.02, warm_up=20_000).keep(tmp_path)
     tell(adaptive, torch.ones(6, 2), [0] * 6)
     line = json.loads((tmp_path / "0.jsonl").read_text().splitlines()[-1])
-    assert (line["status"]["thresholds"], line["chosen"]) == (["never", "never"], [0.6, 0.6])
+    assert (line["status"]["thresholds"], line["chosen"]) == (["never", "never"], [0.6, 0.6, "never"])
     adaptive.close()
 
 

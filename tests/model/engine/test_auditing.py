@@ -255,6 +255,46 @@ def test_an_open_audit_that_is_dropped_is_lost():
     assert (adaptive.status.open, adaptive.status.lost) == (0, count)
 
 
+class Failing(Logits):
+    """Fails at the sample whose first logit is no number."""
+
+    def classify(self, logits):
+        if logits.isnan().any():
+            raise RuntimeError("no room")
+        return super().classify(logits)
+
+
+def test_answers_before_an_error_are_not_lost_and_open_audits_are_given_up():
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6)), limit=0.5, audit=0.5, warm_up=10, seed=0)  # few samples at a time
+    running = Engine([lambda logits: (logits,)] * 3, [Failing(k) for k in range(3)], Tuning())
+    router = open_router(running, adaptive, COST, micro_batch=8)
+    logits = EASY.repeat(64, 1, 1)
+    logits[-1] = math.nan
+    with pytest.raises(RuntimeError, match="no room"):
+        router.feed(torch.arange(64), (logits,))
+    before = torch.cat([part.where for part in router.take_routed()])
+    assert len(before) > 20
+    router.discard(torch.arange(64))
+    assert adaptive.status.open == 0
+
+
+def test_an_audit_that_cannot_be_learnt_from_is_lost(monkeypatch):
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6)), limit=0.5, audit=0.99, seed=0)
+    monkeypatch.setattr(xl.Adaptive, "learn", lambda *_: (_ for _ in ()).throw(RuntimeError("no room")))
+    running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())
+    with pytest.raises(RuntimeError, match="no room"):
+        open_router(running, adaptive, COST).run(torch.arange(4), (EASY.expand(4, 3, 2),))
+    assert (adaptive.status.open, adaptive.status.lost) == (0, 4)
+
+
+def test_where_no_sample_may_leave_all_run_together():
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6)), limit=0.1, warm_up=1, seed=0)
+    calls, stage = [], lambda logits: (calls.append(len(logits)), (logits,))[1]
+    running = Engine([stage] * 3, [Logits(k) for k in range(3)], Tuning())
+    open_router(running, adaptive, COST).run(torch.arange(600), (EASY.expand(600, 3, 2),))
+    assert calls == [512, 512, 512, 88, 88, 88]
+
+
 def test_a_limit_on_binding_is_told_which_answers_rest_on_their_maps(images):
     """By hand: the top fifth of the exit's map stays, and the rest comes from the audited sample before, without its object."""
     net = make_net()

@@ -116,7 +116,7 @@ def test_thresholds_that_adapt_promise_something_of_requests_without_terms(model
     adapting = replace(model, adaptive=adaptive)
     assert describe_terms(adapting, Terms())["promise"] == "adaptive"
     assert describe_terms(adapting, Terms(last_exit=1))["promise"].startswith("none: ")
-    adaptive.act = False
+    adapting = replace(model, adaptive=xl.Adaptive(POLICIES["default"], 0.1, act=False))
     assert describe_terms(adapting, Terms())["promise"].startswith("none: thresholds were set by hand")
 
 

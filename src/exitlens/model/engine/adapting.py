@@ -54,6 +54,7 @@ WARM_UP = 4.0  # times the samples at which the limit allows what is lost at wor
 SLACK = 0.2  # part of the allowed losses that stays free if thresholds aim at the limit; with less of it they aim lower
 SPARE = 2.0  # standard errors below the loss that thresholds aim at, by which samples choose them
 KEPT, EVERY = 3000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
+STEPS = 30, 12  # levels of scores and prices of losses, by which thresholds are searched while answers wait
 GROWN = 12  # thresholds are chosen again at the latest when this part of the samples is new
 WAITING = 10_000  # audited samples that wait for a label
 LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
@@ -90,14 +91,12 @@ class Observed:
         kinds = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "chances": torch.float64}
         shapes = {"scores": (-1, early), "losses": (-1, early)}
         answers = torch.tensor(seen["answers"]) if seen.get("answers") else None
-        return cls(
-            names=tuple(seen.get("names", ())),
-            answers=answers,
-            **{
-                name: torch.tensor(seen.get(name, []), dtype=kind).view(shapes.get(name, (-1,)))
-                for name, kind in kinds.items()
-            },
-        )
+        columns = {
+            name: torch.tensor(seen.get(name, []), dtype=kind).view(shapes.get(name, (-1,))) for name, kind in kinds.items()
+        }
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError("columns of several lengths")
+        return cls(names=tuple(seen.get("names", ())), answers=answers, **columns)
 
 
 class _Waiting(NamedTuple):
@@ -118,7 +117,7 @@ class Coins(NamedTuple):
 
     def find_chances(self, doubtful: Tensor) -> Tensor:  # (n,) bool -> (n,) float64
         """Return the chances of audits."""
-        return torch.where(doubtful, self.doubtful, self.sure).double()
+        return torch.tensor([self.sure, self.doubtful], dtype=torch.float64)[doubtful.long()]
 
 
 def _is_shared(name: str) -> bool:
@@ -142,27 +141,28 @@ class Adaptive:
         loss: what the limit is on: ``disagreement``; ``divergence``, the mean over all answers of how far the early exit's
             attention is from the final exit's (Jensen-Shannon over ln 2, as in a :class:`Trace`); or ``binding``, the share
             of early answers that do not rest on their maps: they change if all outside the top fifth of the map comes from
-            the audited sample before, without its object.
+            the sample observed before, without its object.
         delta: the largest chance that the promise is broken.
         audit: share of the early answers that are audited; a doubtful quarter, whose scores are nearest the thresholds,
-            three times as often as others, and all up to twice as often until ``warm_up`` samples were taken in.
+            three times as often as others, and all up to twice as often until ``warm_up`` samples were taken in. At first
+            all are doubtful. No chance exceeds 1.
         warm_up: number of samples at the beginning that share a budget of ``limit * warm_up`` wrong answers.
+        act: move thresholds and stop early answers. Otherwise samples leave by the policy as it is, nothing is promised, and
+            ``status`` counts what would have happened. Audits go on to the final exit either way.
         seed: of the coins, for tests; by default they come from the operating system, and nobody can foresee them.
 
     With probability ``1 - delta``, of the n samples taken in so far no more than ``limit`` times n got an answer that is not
     the final exit's, and while n is below ``warm_up``, no more than ``limit * warm_up``: at every moment, and for any data.
     Data may depend on all answers so far, but not on coins to come. The promise is about one object, or one folder
-    (:meth:`keep`): another, or a copy, starts with a new budget. It does not say whether the final exit is right. A sample
-    that fails counts as taken in, and an audit that fails as lost.
+    (:meth:`keep`): another starts with a new budget, and a copy spends the same again. It does not say whether the final
+    exit is right. A sample that fails counts as taken in, and an audit that fails as lost.
 
     Attributes:
-        act: move thresholds and stop early answers; True at first. If it is set to False, samples leave by the policy as
-            it is, and ``status`` counts what would have happened. Audits go on to the final exit either way.
         warm_up: as above; by default so many that early answers begin at once and have room for chance.
 
     Where labels arrive later, :meth:`feedback` takes them: an answer whose label shows that it is not worse than the final
     exit's (the early exit is right, or the final exit wrong, too) counts no more. Then at most ``limit`` is promised of the
-    answers that are, or may be, worse than the final exit's.
+    answers that are worse than the final exit's.
 
     Examples:
         >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05)
@@ -179,6 +179,7 @@ class Adaptive:
         loss: LimitedLoss = "disagreement",
         audit: float = 0.025,
         warm_up: int | None = None,
+        act: bool = True,
         seed: int | None = None,
     ) -> None:
         require(policy, Policy, "policy", "see exitlens.calibrate")
@@ -191,7 +192,7 @@ class Adaptive:
             raise InputError("limit: the policy was not calibrated with one. Fix: pass limit=0.02, or another share.")
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
             check_number(name, value, PROPER_SHARE)
-        self.limit, self.delta, self.loss, self.audit, self.act = limit, delta, loss, audit, True
+        self.limit, self.delta, self.loss, self.audit, self._act = limit, delta, loss, audit, act
         self._chance = audit / (1 + DOUBTFUL * (OFTENER - 1))  # of an audit, at least
         self.bet, self._delta = BET * self._chance, delta
         if warm_up is None:
@@ -209,6 +210,7 @@ class Adaptive:
             (limit, limit),
         )  # losses of audits that were not doubtful, and of those that were
         self._evidence, self._is_relearning = 0.0, False
+        self.classes = 0  # of the network, as far as they are known
         self._scores, self._losses, self._weights = torch.empty(0, early), torch.empty(0, early), torch.empty(0)
         self._names: list[str] = []  # of the same samples
         self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
@@ -243,9 +245,9 @@ class Adaptive:
             >>> adaptive.close()
         """
         check_number("processes", processes, COUNT)
-        if self._journal is not None or self._is_closed:
-            raise InputError("folder: this object already has one, or was closed. Fix: make a new Adaptive.")
-        facts = {name: getattr(self, name) for name in ("limit", "delta", "loss", "audit", "warm_up")}
+        if self._journal is not None or self._is_closed or self._taken:
+            raise InputError("folder: this object has one, was closed or has taken samples in. Fix: make a new Adaptive.")
+        facts = {name: getattr(self, name) for name in ("limit", "delta", "loss", "audit", "warm_up", "act")}
         values = self._given.to_dict()
         facts |= {"processes": processes} | {name: values[name] for name in SCORED_BY}
         journal = Journal(Path(folder), processes, facts)
@@ -275,11 +277,12 @@ class Adaptive:
             self._waiting.pop(line.get("told", ""), None)
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if _is_shared(name)}
         if (last := journal.read_last()) is not None:
-            counts, chosen = AdaptiveStatus(**last["status"]), read_levels(last["chosen"])
+            counts, (*chosen, self._doubt) = AdaptiveStatus(**last["status"]), read_levels(last["chosen"])
+            self._expected = float(last["expected"][0]), float(last["expected"][1])
             self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
             self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
             self._lost, self._charged = counts.lost + counts.open, float(last["charged"])
-            self._chosen, self._is_relearning = replace(self._chosen, thresholds=chosen), counts.relearning
+            self._chosen, self._is_relearning = replace(self._chosen, thresholds=tuple(chosen)), counts.relearning
         if self._is_relearning:
             self._forget()
         self._before, self._fresh = self._taken, KEPT  # thresholds are chosen with the next audit
@@ -288,7 +291,8 @@ class Adaptive:
     def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
             return
-        facts |= {"chosen": write_levels(self._chosen.thresholds), "charged": self._charged + self._charged_open}
+        facts |= {"chosen": write_levels((*self._chosen.thresholds, self._doubt)), "expected": self._expected}
+        facts |= {"charged": self._charged + self._charged_open}
         facts |= {} if seen is None else {"seen": seen.to_dict()}
         try:
             self._journal.write(status=self.status.to_dict(), **facts)
@@ -302,6 +306,11 @@ class Adaptive:
             if self._journal is not None:
                 self._journal.close()
                 self._journal, self._is_closed = None, True
+
+    @property
+    def act(self) -> bool:
+        """False: it only proposes."""
+        return self._act
 
     @property
     def policy(self) -> Policy:
@@ -395,7 +404,7 @@ class Adaptive:
         """Charge what an audit has shown."""
         charge = charge_audit(chance, self.bet)
         if self.act:
-            self._open = self._open - 1
+            self._open -= 1
             self._charged_open = max(0.0, self._charged_open - charge) if self._open else 0.0
         self._lost += loss
         self._charged += loss * charge
@@ -421,7 +430,8 @@ class Adaptive:
             is_due = self._is_relearning or self._fresh >= max(EVERY * early, len(self._scores) / GROWN)
             if not is_due or len(self._scores) < LEAST:
                 return
-            alike = count_alike(self._losses, self._weights)
+            # labels come later, and take losses back, so with them late samples look worse
+            alike = len(self._losses) if self._labelled else count_alike(self._losses, self._weights)
             self._scores, self._losses, self._fresh = self._scores[-alike:], self._losses[-alike:], 0
             self._weights, self._names = self._weights[-alike:], self._names[-alike:]
             scores, losses, weights, alarms = self._scores, self._losses, self._weights, self._alarms
@@ -429,7 +439,7 @@ class Adaptive:
             free = 1 - bound_losses(spent, self.bet, self._delta) / self._find_allowed()
         risk = self.limit * min(1.0, max(0.0, free) / SLACK)
         risk -= SPARE * math.sqrt(risk / average(weights, weights)[1])
-        thresholds = choose_thresholds(scores, losses, cost, risk, weights)
+        thresholds = choose_thresholds(scores, losses, cost, risk, weights, *STEPS)
         doubt = find_doubt(scores, thresholds, weights, DOUBTFUL)
         with self._lock:
             if alarms == self._alarms:
@@ -545,6 +555,8 @@ class Adaptive:
                     f"label: expected numbers below {answers.shape[1]}, got {label!r:.60}. Fix: pass those of labels."
                 )
             truth = torch.zeros(answers.shape[1], dtype=torch.bool).index_fill(0, truth.long().flatten(), True)
+        elif self.classes and label >= self.classes:  # type: ignore[operator]
+            raise InputError(f"label: expected a number below {self.classes}, got {label!r:.60}. Fix: pass that of a class.")
         del self._waiting[name]
         right = are_same(answers, truth, task)
         losses = (right[-1] & ~right[:-1]).float()
@@ -577,7 +589,7 @@ class Adaptive:
         if self.loss == "binding":
             raise InputError("loss: a trace does not tell binding. Fix: answer the samples themselves, by predict_stream.")
         losses = (disagreement(trace) if self.loss == "disagreement" else trace.divergence)[:, :-1].float()
-        scores = score_early_exits(trace, self._chosen)
+        scores, self.classes = score_early_exits(trace, self._chosen), trace.logits.shape[-1]
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
             coins, observes_all = self.draw(len(part)), self._is_relearning and self.act

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,7 +22,8 @@ from exitlens.types.tasks import are_same, read_answers
 
 SHOWN = 0.2  # share of the locations at the top of a map outside which inputs are replaced
 OBJECT = 0.4  # share of the locations that may be an object's, as in certificates of binding
-OPEN, FEWEST = 4, 16  # no more than a quarter of the charges that end early answers may be open; samples at a time at least
+OPEN = 4  # no more than a quarter of the charges that end early answers may be open
+FEWEST, MANY = 16, 512  # samples at a time, at least; and where none may leave
 
 
 def open_router(
@@ -95,16 +97,22 @@ class AuditedRouter(Router):
 
     def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
         """Take samples in, few enough at a time that most of their audits are done before others may leave."""
-        routed, at = [], 0
-        while at < len(where):
-            room = self._adaptive.free / OPEN
-            part = slice(at, at + max(FEWEST, int(room / self._adaptive.bet)))  # a sample opens a bet's worth on average
-            at = part.stop
-            given = tuple(t[part] for t in activations)
-            self._draw_audits(where[part], given)
-            routed += super().feed(where[part], given)
-            if not self.micro_batch or self._adaptive.opened > room:
-                routed += self.flush()
+        routed, at = list[ExitBatch](), 0
+        try:
+            while at < len(where):
+                room = self._adaptive.free / OPEN
+                may_leave = min(self._adaptive.policy.thresholds) < math.inf
+                size = int(room / self._adaptive.bet) if may_leave else MANY  # a sample opens a bet's worth on average
+                part = slice(at, at + max(FEWEST, size))
+                at = part.stop
+                given = tuple(t[part] for t in activations)
+                self._draw_audits(where[part], given)
+                routed += super().feed(where[part], given)
+                if not self.micro_batch or self._adaptive.opened > room:
+                    routed += self.flush()
+        except BaseException:
+            self._routed[:0] = routed  # they are answered
+            raise
         return routed
 
     def admit(self, where: Tensor, activations: Activations, since: float, name: str = "") -> None:
@@ -128,8 +136,10 @@ class AuditedRouter(Router):
     def discard(self, gone: Tensor) -> None:
         """Drop the samples at these places."""
         super().discard(gone)
-        for place in gone.tolist():
-            row = self._seen.pop(place, None)
+        self._give_up([self._seen.pop(place, None) for place in gone.tolist()])
+
+    def _give_up(self, rows: list[_Seen | None]) -> None:
+        for row in rows:
             if row is not None and row.exit is not None:
                 self._adaptive.give_up(row.chance)
 
@@ -143,14 +153,18 @@ class AuditedRouter(Router):
         for part in self._routed[count:] if self._seen else ():
             rows = [self._seen.pop(place, None) for place in part.where.tolist()]
             if part.exit == self._last:
-                self._learn(part, rows)
+                try:
+                    self._learn(part, rows)
+                except BaseException:
+                    self._give_up(rows)
+                    raise
         if not asked:
             self._routed[count:] = [part._replace(attention=None) for part in self._routed[count:]]
 
     def _decide(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         rows = [self._seen.get(place) for place in batch.where.tolist()] if self._seen else []
         observed = [(i, row) for i, row in enumerate(rows) if row is not None]
-        fired = fired.cpu()
+        fired, self._adaptive.classes = fired.cpu(), batch.probabilities.shape[1]
         chances, audited = torch.zeros(len(fired), dtype=torch.float64), torch.zeros(len(fired), dtype=torch.bool)
         if observed:
             scores = (batch.scores if batch.trust is None else batch.trust).float().cpu()

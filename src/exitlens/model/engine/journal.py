@@ -44,6 +44,7 @@ class Journal:
             with FileLock(folder / LOCK):
                 _check_settings(folder / SETTINGS, facts)
                 self.place, self._lock = self._claim()
+            self._process = os.getpid()
             self._path = folder / f"{self.place}.jsonl"
             self._file = _open_to_append(self._path)
         except OSError as error:
@@ -118,6 +119,8 @@ class Journal:
 
     def write(self, **facts: Any) -> None:
         """Append a line; raise ``OSError`` if it cannot be written."""
+        if os.getpid() != self._process:
+            raise OSError("it belongs to the process that this one is a copy of")
         state = os.fstat(self._file)
         if not state.st_nlink:
             raise OSError("it was removed")
