@@ -223,7 +223,7 @@ def run_apparate(stream: xl.Trace, policy: xl.Policy) -> Tensor:  # -> (N,)
         lost = torch.cat([losses[rows], torch.zeros(len(rows), 1)], 1).gather(1, exits[:, None]).mean().item()
         if lost > LIMIT or number % RETUNE == RETUNE - 1:
             known = slice(max(0, int(rows[-1]) + 1 - RECENT), int(rows[-1]) + 1)
-            thresholds = choose_thresholds(scores[known], losses[known], stream.cost, LIMIT)
+            thresholds = choose_thresholds(scores[known], losses[known], stream.cost, LIMIT, torch.ones(len(scores[known])))
     return torch.cat(taken)
 
 

@@ -1,4 +1,4 @@
-"""How many audited losses end early answers, when the data have changed, and where thresholds go."""
+"""What audited losses say of others, when the data have changed, and where thresholds go."""
 
 import math
 
@@ -16,6 +16,7 @@ from exitlens.functional.adapting import (
     charge_audit,
     choose_thresholds,
     count_alike,
+    count_effective,
     find_doubt,
     select_losses,
 )
@@ -98,16 +99,20 @@ def test_samples_of_little_weight_change_little():
 
 
 def test_the_mean_and_number_of_weighted_values():
-    assert average(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])) == pytest.approx((0.25, 1.6))
+    assert average(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])) == 0.25
+    assert count_effective(torch.tensor([1.0, 3.0])) == pytest.approx(1.6)
 
 
 def test_thresholds_are_the_cheapest_within_the_risk():
     scores = torch.linspace(0, 1, 1000)[:, None].expand(-1, 2)
     losses = (scores < 0.6).float() * torch.tensor([1.0, 0.0])  # exit 1 is always right
-    first, second = choose_thresholds(scores, losses, torch.tensor([0.2, 0.5, 1.0]), 0.1)
+    first, second = choose_thresholds(scores, losses, torch.tensor([0.2, 0.5, 1.0]), 0.1, torch.ones(1000))
     assert first == pytest.approx(0.5, abs=0.03)  # a tenth of all is lost
     assert second == 0
-    assert choose_thresholds(scores, torch.ones(1000, 2), torch.tensor([0.2, 0.5, 1.0]), 0.0) == (math.inf, math.inf)
+    assert choose_thresholds(scores, torch.ones(1000, 2), torch.tensor([0.2, 0.5, 1.0]), 0.0, torch.ones(1000)) == (
+        math.inf,
+        math.inf,
+    )
 
 
 def test_weights_stand_for_samples_that_are_there_as_often():
@@ -116,12 +121,14 @@ def test_weights_stand_for_samples_that_are_there_as_often():
     losses, times = (torch.rand(300, 2, generator=rng) > scores).float(), torch.randint(1, 5, (300,), generator=rng)
     cost = torch.tensor([0.2, 0.5, 1.0])
     weighted = choose_thresholds(scores, losses, cost, 0.2, times.float())
-    every = choose_thresholds(scores.repeat_interleave(times, 0), losses.repeat_interleave(times, 0), cost, 0.2)
+    every = choose_thresholds(
+        scores.repeat_interleave(times, 0), losses.repeat_interleave(times, 0), cost, 0.2, torch.ones(int(times.sum()))
+    )
     means = []
     for thresholds in (weighted, every):
         exits = find_first_firing(scores, thresholds)
         lost = select_losses(losses, exits)
-        means.append((average(lost, times.float())[0], average(cost[exits], times.float())[0]))
+        means.append((average(lost, times.float()), average(cost[exits], times.float())))
     assert all(lost <= 0.2 + 1e-6 for lost, _ in means)
     assert means[0][1] == pytest.approx(means[1][1], abs=0.02)
 

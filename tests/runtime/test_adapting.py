@@ -63,7 +63,7 @@ def test_thresholds_cost_about_as_little_as_the_librarys():
     spent, lost = judge(choose_thresholds(scores, losses, cost, 0.05, same))
     assert lost <= 0.05
     given = torch.from_numpy(scores), torch.from_numpy(losses), torch.tensor(cost).float()
-    best, _ = judge(library.choose_thresholds(*given, 0.05))
+    best, _ = judge(library.choose_thresholds(*given, 0.05, torch.ones(1000)))
     assert best - 0.01 <= spent <= best + 0.04
     assert choose_thresholds(scores, np.ones_like(losses), cost, 0.0, same) == (math.inf, math.inf)
     assert judge(choose_thresholds(scores, np.zeros_like(losses), cost, 0.0, same))[0] == pytest.approx(0.2)

@@ -75,7 +75,7 @@ def test_everything_that_is_counted_reads_back():
     assert found["exitlens_adaptive_audits_total", model] == 4
     assert found["exitlens_adaptive_lost_total", model] == 2
     assert found["exitlens_adaptive_alarms_total", model] == 1
-    assert found["exitlens_adaptive_budget_used", model] == 0.75
+    assert found["exitlens_adaptive_bound_over_allowed", model] == 0.75
     assert found["exitlens_adaptive_threshold", early, model] == 0.5
     assert found["exitlens_adaptive_threshold", ("exit", "1"), model] == 2
     assert found["exitlens_model_info", model, ("version", "1")] == 0

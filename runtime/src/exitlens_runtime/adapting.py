@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 BET = 0.6  # of the smallest chance of an audit
 OFTENER, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so much more often; their share of the early answers
-BOOST = 2.0  # times as many audits, at most, while few samples were taken
-WARM_UP = 4.0  # times the samples at which the limit allows what is lost at worst where no audit showed a loss
+BOOST = 2.0  # at most this many times as many audits until ``warm_up`` samples were taken
+WARM_UP = 4.0  # times the samples at which the limit allows what the bound is where no audit showed a loss
 SLACK = 0.2  # part of the allowed losses that stays free if thresholds aim at the limit
 SPARE = 2.0  # standard errors below the loss that thresholds aim at, by which samples choose them
 # samples to learn from: at most, at least, new ones for each early exit until it happens, and the part that is new by then
 KEPT, LEAST, EVERY, GROWN = 3000, 200, 25, 12
 WORSE, SURE = 5.0, 5.3  # an alarm tells the limit from so many times as much, at this logarithm of the likelihood ratio
-LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
+LARGEST = 0.5  # larger shares of losses are not taken as expected: no rise above them could be seen
 LEVELS, ROUNDS = 20, 2  # thresholds that are tried at each exit, and times that the exits take turns
 
 
@@ -70,8 +70,8 @@ class Adaptive:
             raise InputError(f"net: it has no heads at exits {missing}. Fix: export with a policy that uses all exits.")
         self.limit, self.audit = float(limit), float(audit)
         self._chance = audit / (1 + DOUBTFUL * (OFTENER - 1))  # of an audit, at least
-        self._bet, self._log = BET * self._chance, math.log(delta)
-        self.warm_up = math.ceil(-WARM_UP * self._log / self._bet / limit) if warm_up is None else warm_up
+        self._bet, self._log_delta = BET * self._chance, math.log(delta)
+        self.warm_up = math.ceil(-WARM_UP * self._log_delta / self._bet / limit) if warm_up is None else warm_up
         self._chosen, self._cost, early = net.policy.thresholds, np.asarray(net.cost), net.num_exits - 1
         self._scores_of = f"{net.manifest['network']} {replace(net.policy, thresholds=(0.0,) * early).rule_hash()}"
         self._rng = np.random.default_rng(seed)  # by default seeded by the system
@@ -92,10 +92,10 @@ class Adaptive:
         """Return what was learnt and promised, JSON-ready; audits that are on their way count as wrong."""
         counts = {"taken": self.taken, "audited": self.audited, "lost": self.lost + self._open, "alarms": self.alarms}
         inner = {"charged": self._charged + self._charged_open, "relearning": self._is_relearning}
-        levels = [None if t == math.inf else t for t in (*self._chosen, self._doubt)]
-        expected = {"expected": list(self._expected)}
+        *levels, doubt = (None if t == math.inf else t for t in (*self._chosen, self._doubt))
+        learnt = {"thresholds": levels, "doubt": doubt, "expected": list(self._expected)}
         rows = {name: getattr(self, f"_{name}").tolist() for name in ("scores", "losses", "weights")}
-        return {"settings": self._name_settings(), **counts, **inner, **expected, "thresholds": levels, **rows}
+        return {"settings": self._list_settings(), **counts, **inner, **learnt, **rows}
 
     def restore(self, values: Mapping[str, Any]) -> Self:
         """Go on from what :meth:`to_dict` of another one returned.
@@ -104,16 +104,17 @@ class Adaptive:
         :class:`InputError` for another network, other settings or damaged values.
         """
         settings = values.get("settings") if isinstance(values, Mapping) else None
-        if settings != (expected := self._name_settings()):
+        if settings != (expected := self._list_settings()):
             words = "Fix: pass what to_dict returned for the same network and settings, or start a new Adaptive."
             raise InputError(
                 f"values: expected the state of an Adaptive with settings {expected}, got {settings!r:.80}. {words}"
             )
-        shape = (-1, len(self._chosen))
+        shape = (len(values.get("weights", ())), len(self._chosen))
         try:
             scores, losses = (np.array(values[name], np.float32).reshape(shape) for name in ("scores", "losses"))
-            weights = np.array(values["weights"], np.float32).reshape(len(scores))
-            *chosen, doubt = (math.inf if t is None else float(t) for t in values["thresholds"])
+            weights = np.array(values["weights"], np.float32).reshape(shape[0])
+            levels = [*values["thresholds"], values["doubt"]]
+            *chosen, doubt = (math.inf if t is None else float(t) for t in levels)
             sure, others = map(float, values["expected"])
             counts = [int(values[name]) for name in ("taken", "audited", "lost", "alarms")]
             charged = float(values["charged"])
@@ -126,12 +127,12 @@ class Adaptive:
         self._is_relearning, self._fresh, self._open, self._charged_open = is_relearning, KEPT, 0, 0.0
         return self
 
-    def _name_settings(self) -> list[float | str]:
-        return [self.limit, self.audit, self._log, float(self.warm_up), self._scores_of]
+    def _list_settings(self) -> list[float | str]:
+        return [self.limit, self.audit, self._log_delta, float(self.warm_up), self._scores_of]
 
     def _find_room(self) -> float:
         """Return the charges above which no sample leaves early."""
-        return self._bet * self.limit * max(self.taken, self.warm_up) + self._log
+        return self._bet * self.limit * max(self.taken, self.warm_up) + self._log_delta
 
     def watch(self, count: int) -> Watch:
         """Take samples in, and return what follows them through the exits."""
@@ -141,8 +142,8 @@ class Adaptive:
         return Watch(self, self._rng.random(count), chances, self._is_relearning)
 
     def doubt(self, k: int, scores: Array) -> Array:  # (n,) -> (n,) bool
-        """Return which scores at an exit are so near the threshold that answers are audited oftener."""
-        doubtful: Array = scores < self._chosen[k] + self._doubt
+        """Return which scores at an exit are so near the threshold that answers are audited more often."""
+        doubtful: Array = scores - np.float32(self._chosen[k]) <= self._doubt
         return doubtful
 
     def decide(self, fired: Array, chances: Array, audited: Array) -> Array:  # (n,) each -> (n,) bool
@@ -183,7 +184,7 @@ class Adaptive:
 
     def _choose(self) -> None:
         spent = self._charged + charge_audit(self._chance, self._bet)  # with room for an audit that is open
-        free = 1 - (spent - self._log) / self._bet / (self.limit * max(self.taken, self.warm_up))
+        free = 1 - (spent - self._log_delta) / self._bet / (self.limit * max(self.taken, self.warm_up))
         risk, weights = self.limit * min(1.0, max(0.0, free) / SLACK), self._weights / self._weights.mean()
         risk -= SPARE * math.sqrt(risk * float((weights**2).mean()) / len(weights))
         self._chosen = choose_thresholds(self._scores, self._losses, self._cost, risk, weights)
@@ -196,9 +197,9 @@ class Adaptive:
         self._doubt = float(above[order][passed >= DOUBTFUL * passed[-1]][0]) if len(above) else math.inf
         doubtful, lost = self._find_doubtful(self._scores, exits), _select(self._losses, exits)
         parts = [part & early for part in (~doubtful, doubtful)]
-        sure, others = (float(np.average(lost[part], weights=weights[part])) if part.any() else 0.0 for part in parts)
-        most = max(self.limit, LARGEST)
-        self._expected = min(most, max(self.limit, sure)), min(most, max(self.limit, others))
+        means = (float(np.average(lost[part], weights=weights[part])) if part.any() else 0.0 for part in parts)
+        usual, doubted = (min(max(self.limit, LARGEST), max(self.limit, mean)) for mean in means)
+        self._expected = usual, doubted
 
     def _find_doubtful(self, scores: Array, exits: Array) -> Array:  # (n,K-1), (n,) -> (n,) bool
         return _select(np.stack([self.doubt(k, column) for k, column in enumerate(scores.T)], 1), exits).astype(bool)
@@ -240,7 +241,7 @@ class Watch:
 def charge_audit(chance: float, bet: float) -> float:
     """Return what an audited loss of 1 is charged, where audits had this chance (``exitlens.functional.adapting``)."""
     rest = chance * math.exp(bet) - math.expm1(bet)
-    return -math.log(rest / chance) if rest > 0 else math.inf
+    return max(0.0, -math.log(rest / chance)) if rest > 0 else math.inf
 
 
 def add_evidence(evidence: float, loss: float, expected: float) -> float:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
-from exitlens.functional.adapting import average, choose_thresholds, select_losses
+from exitlens.functional.adapting import average, choose_thresholds, count_effective, select_losses
 from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.io import read_json
@@ -90,19 +90,15 @@ def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) ->
         )
     lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: float(line["time"]))
     lines = [line for line in lines if since <= line["time"] <= until]
-    read = [(float(line["time"]), part) for part, line in read_observed(lines, len(facts["temperatures"]) - 1)]
-    seen = [(time, part) for time, part in read if len(part.exits)]
+    parts = read_observed(lines, len(facts["temperatures"]) - 1)
+    seen = [(float(line["time"]), part.select_finite()) for part, line in parts]
     times = torch.cat([torch.full((len(part.exits),), time, dtype=torch.float64) for time, part in seen] or [torch.empty(0)])
-    chosen = torch.cat([part.select_finite() for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
-    if (count := int(chosen.sum())) < 2:
-        raise DataError(
-            f"log: expected 2 observed samples or more in this time, got {count} in {folder}. Fix: choose a longer time."
-        )
-    columns = (
-        torch.cat([getattr(part, name) for _, part in seen])[chosen] for name in ("scores", "losses", "exits", "weights")
-    )
+    if (count := len(times)) < 2:
+        words = "Fix: choose a longer time."
+        raise DataError(f"log: expected 2 observed samples or more in this time, got {count} in {folder}. {words}")
+    columns = (torch.cat([getattr(part, name) for _, part in seen]) for name in ("scores", "losses", "exits", "weights"))
     scores, losses, exits, weights = columns
-    return Log(times[chosen], scores, losses, exits, weights / weights.mean(), _list_levels(lines), facts)
+    return Log(times, scores, losses, exits, weights / weights.mean(), _list_levels(lines), facts)
 
 
 def _list_levels(lines: Sequence[Line]) -> list[tuple[float, tuple[float, ...]]]:
@@ -147,7 +143,7 @@ def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log,
 
 def _estimate(values: Tensor, weights: Tensor) -> tuple[float, float]:  # (n,), (n,)
     """Return a weighted mean and its standard error."""
-    mean, _ = average(values, weights)
+    mean = average(values, weights)
     squares = (weights * (values - mean)).square().sum().item() * len(values) / (len(values) - 1)
     return mean, math.sqrt(squares) / weights.sum().item()
 
@@ -155,11 +151,11 @@ def _estimate(values: Tensor, weights: Tensor) -> tuple[float, float]:  # (n,), 
 def _find_interval(losses: Tensor, weights: Tensor) -> tuple[float, float]:  # (n,), (n,)
     """Return a 95 % interval of a weighted mean of losses in [0, 1]: that of a share of as many samples as tell as much.
 
-    It is exact for shares of equal weight.
+    It is exact for shares of equal weight, and an approximation otherwise.
     """
-    (mean, count), variance = average(losses, weights), _estimate(losses, weights)[1] ** 2 * (1 - 1 / len(losses))
-    if variance:
-        count = mean * (1 - mean) / variance
+    mean, error = _estimate(losses, weights)
+    variance = error**2 * (1 - 1 / len(losses))
+    count = mean * (1 - mean) / variance if variance else count_effective(weights)
     return 1 - upper_bound((1 - mean) * count, count, SIDE), upper_bound(mean * count, count, SIDE)
 
 
@@ -212,7 +208,7 @@ def summarize_course(log: Log, policies: Mapping[str, Policy], cost: Sequence[fl
     losses = {name: select_losses(log.losses, exits).double() for name, exits in taken.items()}
 
     def average_parts(values: Tensor) -> list[float]:
-        return [average(values[part], log.weights[part])[0] for part in parts]
+        return [average(values[part], log.weights[part]) for part in parts]
 
     return Course(
         average_parts(log.times),

@@ -13,11 +13,9 @@ from exitlens.functional.routing import find_first_firing
 from exitlens.functional.search import PRICES, find_cheapest, quantise
 
 LEAST = 200  # samples by which thresholds are chosen, at least
-WORSE, SURE = (
-    5.0,
-    5.3,
-)  # an alarm tells what is expected from so many times as much, at this logarithm of the likelihood ratio
-OTHER = 4.0  # standard errors between the shares of losses of late and before, beyond which what was before is forgotten
+# Page's test looks for losses this many times as frequent as expected, and alarms at this logarithm of the likelihood ratio
+WORSE, SURE = 5.0, 5.3
+OTHER = 4.0  # standard errors between the losses of late and before, beyond which what was before is forgotten
 LEVELS = 50  # of scores, between which thresholds are
 
 
@@ -33,7 +31,7 @@ def charge_audit(chance: float, bet: float) -> float:
     The charge is infinite for chances below ``1 - exp(-bet)``.
     """
     rest = chance * math.exp(bet) - math.expm1(bet)
-    return -math.log(rest / chance) if rest > 0 else math.inf
+    return max(0.0, -math.log(rest / chance)) if rest > 0 else math.inf
 
 
 def bound_losses(charges: float, bet: float, delta: float) -> float:
@@ -58,20 +56,23 @@ def select_losses(losses: Tensor, exits: Tensor) -> Tensor:  # (n,K-1), (n,) -> 
     return select_exits(functional.pad(losses, (0, 1)), exits).nan_to_num(1.0)
 
 
-def average(values: Tensor, weights: Tensor) -> tuple[float, float]:  # (n,), (n,)
-    """Return a weighted mean, and the number of equally weighted values that would tell it as well."""
-    total = weights.sum()
-    return ((values * weights).sum() / total).item(), (total**2 / (weights**2).sum()).item()
+def average(values: Tensor, weights: Tensor) -> float:  # (n,), (n,)
+    """Return a weighted mean."""
+    return ((values * weights).sum() / weights.sum()).item()
+
+
+def count_effective(weights: Tensor) -> float:  # (n,)
+    """Return the number of equally weighted values that tell a mean as well (Kish 1965)."""
+    return (weights.sum() ** 2 / (weights**2).sum()).item()
 
 
 def count_alike(losses: Tensor, weights: Tensor) -> int:  # (n,K-1), (n,), in their order
     """Return how many of the last samples are alike: all of them, or few if exit 0 has become better or worse."""
     if len(losses) < 2 * LEAST:
         return len(losses)
-    share, _ = average(losses[:, 0], weights)
-    parts = slice(None, -LEAST), slice(-LEAST, None)
-    (before, many), (late, few) = (average(losses[part, 0], weights[part]) for part in parts)
-    error = math.sqrt(share * (1 - share) * (1 / many + 1 / few))
+    share, parts = average(losses[:, 0], weights), (slice(None, -LEAST), slice(-LEAST, None))
+    before, late = (average(losses[part, 0], weights[part]) for part in parts)
+    error = math.sqrt(share * (1 - share) * sum(1 / count_effective(weights[part]) for part in parts))
     return LEAST if abs(before - late) > OTHER * error else len(losses)
 
 
@@ -80,26 +81,25 @@ def choose_thresholds(
     losses: Tensor,
     cost: Tensor,
     risk: float,
-    weights: Tensor | None = None,
+    weights: Tensor,
     levels: int = LEVELS,
     prices: int = PRICES,
 ) -> tuple[float, ...]:
     """Return the cheapest thresholds whose mean loss on these samples is at most ``risk``.
 
-    Shapes: scores and losses ``(n,K-1)``, cost ``(K,)``, weights ``(n,)``, all equal if there are none. Thresholds lie
+    Shapes: scores and losses ``(n,K-1)``, cost ``(K,)``, weights ``(n,)``. Thresholds lie
     between so many levels of scores, and are looked for at so many prices of losses.
     """
-    weighed = (torch.ones(len(scores)) if weights is None else weights / weights.mean())[:, None]
+    weighed = (weights / weights.mean())[:, None]
     quantised = quantise(scores, levels)
     limited = Risk("losses", functional.pad(losses, (0, 1)) * weighed, max(0.0, risk), "unit")
-    return quantised.thresholds(find_cheapest(quantised, [limited], cost * weighed, steps=prices).cuts)
+    return quantised.thresholds(find_cheapest(quantised, [limited], cost * weighed, prices=prices).cuts)
 
 
 def find_doubt(scores: Tensor, thresholds: tuple[float, ...], weights: Tensor, share: float) -> float:  # (n,K-1), (n,)
     """Return how far above its threshold a score is in this share of the early answers; infinite if there are none."""
     exits = find_first_firing(scores, thresholds)
     early = exits < scores.shape[1]
-    above = select_exits(scores - torch.tensor(thresholds), exits.clamp_max(scores.shape[1] - 1))[early]
-    above, order = above.sort()
+    above, order = select_exits(scores[early] - torch.tensor(thresholds), exits[early]).sort()
     passed = weights[early][order].cumsum(0)
     return above[passed >= share * passed[-1]][0].item() if len(above) else math.inf

@@ -292,5 +292,8 @@ def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SP
 
 
 def upper_bound(errors: float, count: float, level: float) -> float:
-    """Return the exact upper confidence bound of a rate (Clopper and Pearson, 1934), too low with probability ``level``."""
+    """Return the exact upper confidence bound of a rate (Clopper and Pearson, 1934), too low with probability ``level``.
+
+    For fractional counts it interpolates.
+    """
     return 1.0 if errors >= count else float(betaincinv(errors + 1, count - errors, 1 - level))

@@ -83,7 +83,7 @@ class Metrics:
         self._lost = make("Counter", "adaptive_lost", text)
         self._alarms = make("Counter", "adaptive_alarms", "Sudden changes that audits have shown.")
         text = "Bound on the losses over what the limit allows; above 1 no sample leaves early."
-        self._budget = make("Gauge", "adaptive_budget_used", text, **largest)
+        self._budget = make("Gauge", "adaptive_bound_over_allowed", text, **largest)
         self._counted: dict[str, AdaptiveStatus] = {}
         self._versions: dict[str, str] = {}
 

@@ -77,7 +77,7 @@ class Adapting:
         adapt: Move the thresholds, and let at most this share of the answers differ from the final exit's; 0 leaves the
             thresholds as they are.
         loss: With `adapt`: the loss that it limits, `disagreement`, `divergence` or `binding`.
-        audit: With `adapt`: share of the early answers that also run to the final exit, as a check.
+        audit: With `adapt`: share of the early answers that also run to the final exit as a check, in the long run.
         warm_up: With `adapt`: number of samples at the beginning that share a budget of losses; 0 means enough for early
             answers to begin at once.
         state: With `adapt`: folder that keeps what was learnt over restarts; without one, a restart begins a new promise.

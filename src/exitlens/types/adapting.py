@@ -10,15 +10,15 @@ from exitlens.types.policies import write_levels
 
 @dataclass(frozen=True)
 class AdaptiveStatus:
-    """Counts of an :class:`exitlens.Adaptive`: of samples, and of losses.
+    """Counts of an :class:`exitlens.Adaptive`: of samples, and of losses. Where it only proposes, what they would have been.
 
     Attributes:
         taken: samples so far.
-        audited: early answers among them that ran on to the final exit as a check.
+        audited: early answers among them that ran on to the final exit as a check, and got there.
         lost: sum of the audited samples' losses. With a limit on disagreement, the number of wrong early answers, without
             those that a label excused.
         open: audits that have no final answer yet.
-        bound, allowed: with probability ``1 - delta`` the losses that nobody audited add up to at most ``bound``; where it
+        bound, allowed: with probability ``1 - delta`` (in a shared folder ``1 - delta / processes``) the losses that nobody audited add up to at most ``bound``; where it
             exceeds ``allowed``, what the limit allows by now, no sample leaves early.
         alarms: sudden changes that the audits have shown.
         labelled, final_wrong: observed samples that got a label, and those among them that the final exit got wrong.

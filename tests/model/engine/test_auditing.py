@@ -77,7 +77,7 @@ def test_many_samples_at_once_leave_as_early_as_few():
         routed = open_router(running, adaptive, COST, micro_batch=micro_batch).run(
             torch.arange(8192), (EASY.expand(8192, 3, 2),)
         )
-        assert sum(len(part.where) for part in routed if part.exit == 0) > 0.9 * 8192  # the others are audits
+        assert sum(len(part.where) for part in routed if part.exit == 0) > 0.87 * 8192  # the others are audits
     assert adaptive.status.open == 0
 
 
@@ -280,7 +280,7 @@ def test_answers_before_an_error_are_not_lost_and_open_audits_are_given_up():
 
 def test_an_audit_that_cannot_be_learnt_from_is_lost(monkeypatch):
     adaptive = xl.Adaptive(xl.Policy((0.6, 0.6)), limit=0.5, audit=0.99, seed=0)
-    monkeypatch.setattr(xl.Adaptive, "learn", lambda *_: (_ for _ in ()).throw(RuntimeError("no room")))
+    monkeypatch.setattr(AuditedRouter, "_observe", lambda *_: (_ for _ in ()).throw(RuntimeError("no room")))
     running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())
     with pytest.raises(RuntimeError, match="no room"):
         open_router(running, adaptive, COST).run(torch.arange(4), (EASY.expand(4, 3, 2),))

@@ -1,9 +1,8 @@
 """A policy that adapts: random audits go on to the final exit; early answers stop before too many are wrong.
 
 "Wrong" means here that an early answer is not the final exit's. A coin decides which early answers are audited, with a
-chance that is larger where the score is near its threshold, so the audited losses tell how many others there are, whatever
-the data do. The promise needs nothing else, except that audited samples and others are treated alike until then: whether a
-sample may leave depends on the coins of others alone.
+chance that is larger where the score is near its threshold. The audited losses therefore bound those that nobody saw,
+whatever the data do, as long as a sample's own coin has no part in whether it may leave.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from typing import Any, NamedTuple, Self, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from exitlens.errors import InputError, require
+from exitlens.errors import InputError, PolicyError, require
 from exitlens.functional.adapting import (
     LEAST,
     add_evidence,
@@ -33,6 +31,7 @@ from exitlens.functional.adapting import (
     charge_audit,
     choose_thresholds,
     count_alike,
+    count_effective,
     find_doubt,
     select_losses,
 )
@@ -45,19 +44,19 @@ from exitlens.types.policies import read_levels, write_levels
 from exitlens.types.settings import COUNT, PROPER_SHARE, LimitedLoss, check_choice, check_number
 from exitlens.types.tasks import are_same
 
-DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
+DAMAGED = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
 LOG = logging.getLogger("exitlens.adapting")
 BET = 0.6  # of the smallest chance of an audit
 OFTENER, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so much more often; their share of the early answers
-BOOST = 2.0  # times as many audits, at most, while few samples were taken
-WARM_UP = 4.0  # times the samples at which the limit allows what is lost at worst where no audit showed a loss
+BOOST = 2.0  # at most this many times as many audits until ``warm_up`` samples were taken
+WARM_UP = 4.0  # times the samples at which the limit allows what the bound is where no audit showed a loss
 SLACK = 0.2  # part of the allowed losses that stays free if thresholds aim at the limit; with less of it they aim lower
 SPARE = 2.0  # standard errors below the loss that thresholds aim at, by which samples choose them
 KEPT, EVERY = 3000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
 STEPS = 30, 12  # levels of scores and prices of losses, by which thresholds are searched while answers wait
-GROWN = 12  # thresholds are chosen again at the latest when this part of the samples is new
+GROWN = 12  # thresholds are chosen again when one in so many of the kept samples is new
 WAITING = 10_000  # audited samples that wait for a label
-LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
+LARGEST = 0.5  # larger shares of losses are not taken as expected: no rise above them could be seen
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,21 @@ class Observed:
         """Number of samples that each stands for."""
         return (1 / self.chances).float()
 
-    def select_finite(self) -> Tensor:  # -> (n,) bool
-        """Return which have scores and losses that are numbers."""
-        return (self.scores + self.losses).isfinite().all(1)
+    def select(self, rows: Tensor | slice) -> Observed:
+        """Return some of them, without their answers."""
+        columns = (getattr(self, name)[rows] for name in KINDS)
+        chosen = torch.arange(len(self.exits))[rows].tolist() if self.names else ()
+        return self._of(columns, tuple(self.names[i] for i in chosen))
+
+    def select_finite(self) -> Observed:
+        """Return those whose scores and losses are numbers."""
+        return self.select((self.scores + self.losses).isfinite().all(1))
+
+    def join(self, others: Observed) -> Observed:
+        """Return these and others, without their answers."""
+        columns = (torch.cat([getattr(self, name), getattr(others, name)]) for name in KINDS)
+        names = (part.names or ("",) * len(part.exits) for part in (self, others))
+        return self._of(columns, sum(names, ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a journal."""
@@ -88,15 +99,23 @@ class Observed:
     def from_line(cls, line: Line, early: int) -> Observed:
         """Return what a line of a journal says of samples, of none if it is about something else."""
         seen = line.get("seen") or {}
-        kinds = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "chances": torch.float64}
         shapes = {"scores": (-1, early), "losses": (-1, early)}
-        answers = torch.tensor(seen["answers"]) if seen.get("answers") else None
-        columns = {
-            name: torch.tensor(seen.get(name, []), dtype=kind).view(shapes.get(name, (-1,))) for name, kind in kinds.items()
-        }
-        if len({len(column) for column in columns.values()}) > 1:
+        columns = [
+            torch.tensor(seen.get(name, []), dtype=kind).view(shapes.get(name, (-1,))) for name, kind in KINDS.items()
+        ]
+        names, answers = tuple(seen.get("names", ())), torch.tensor(seen["answers"]) if seen.get("answers") else None
+        sizes = {*map(len, columns), len(names) or len(columns[0]), len(columns[0] if answers is None else answers)}
+        if len(sizes) > 1:
             raise ValueError("columns of several lengths")
-        return cls(names=tuple(seen.get("names", ())), answers=answers, **columns)
+        return replace(cls._of(columns, names), answers=answers)
+
+    @classmethod
+    def _of(cls, columns: Iterable[Tensor], names: tuple[str, ...]) -> Observed:
+        scores, losses, exits, chances = columns
+        return cls(scores, losses, exits, chances, names)
+
+
+KINDS = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "chances": torch.float64}  # of columns
 
 
 class _Waiting(NamedTuple):
@@ -111,13 +130,13 @@ class Coins(NamedTuple):
     """What chance decides about samples that were taken in."""
 
     luck: Tensor  # (n,) float64, uniform in [0, 1): an early answer is audited if it is below the chance
-    sure: float  # the chance for an answer that is not doubtful
-    doubtful: float
+    chances: tuple[float, float]  # of audits: where an answer is not doubtful, and where it is
+    observed: float  # the chance that a sample is observed that leaves nowhere
     first: int  # the first one's number, among those of the object
 
     def find_chances(self, doubtful: Tensor) -> Tensor:  # (n,) bool -> (n,) float64
         """Return the chances of audits."""
-        return torch.tensor([self.sure, self.doubtful], dtype=torch.float64)[doubtful.long()]
+        return torch.tensor(self.chances, dtype=torch.float64)[doubtful.long()]
 
 
 def _is_shared(name: str) -> bool:
@@ -205,14 +224,11 @@ class Adaptive:
         self._never = replace(self._chosen, thresholds=(math.inf,) * early)
         self._taken = self._audited = self._open = self._alarms = self._fresh = 0
         self._lost = self._charged = self._charged_open = 0.0  # open: of audits without a final answer yet
-        self._doubt, self._expected = (
-            math.inf,
-            (limit, limit),
-        )  # losses of audits that were not doubtful, and of those that were
+        self._doubt = math.inf  # scores at most so far above their threshold are doubtful
+        self._expected = limit, limit  # share of losses among audits that were not doubtful, and among those that were
         self._evidence, self._is_relearning = 0.0, False
         self.classes = 0  # of the network, as far as they are known
-        self._scores, self._losses, self._weights = torch.empty(0, early), torch.empty(0, early), torch.empty(0)
-        self._names: list[str] = []  # of the same samples
+        self._kept = Observed.from_line({}, early)
         self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
         self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
         # the inputs of the sample observed last, without its object, for a limit on binding
@@ -253,9 +269,9 @@ class Adaptive:
         journal = Journal(Path(folder), processes, facts)
         try:
             past = self._restore(journal)
-        except DAMAGED as error:
+        except BaseException as error:
             journal.close()
-            if isinstance(error, InputError):
+            if isinstance(error, InputError) or not isinstance(error, (*DAMAGED, PolicyError)):
                 raise
             raise InputError(
                 f"folder: {folder} is damaged ({error!r:.80}). Fix: choose another folder, which begins a new promise."
@@ -271,18 +287,23 @@ class Adaptive:
         past, early = journal.read_past(), len(self._never.thresholds)
         every = sorted((line for lines in past.values() for line in lines), key=lambda line: float(line["time"]))
         for line in every:
-            self._remember(Observed.from_line(line, early))
-        for line in past[journal.place]:
+            seen = Observed.from_line(line, early)
+            names = tuple(name if _is_shared(name) else "" for name in seen.names)
+            self._remember(replace(seen, names=names))
+            if "told" in line:
+                self._correct(str(line["told"]), torch.tensor(line["losses"]))
+        for line in past[journal.place] if self.act else ():  # what was proposed then is not known
             self._wait_for_labels(Observed.from_line(line, early))
             self._waiting.pop(line.get("told", ""), None)
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if _is_shared(name)}
         if (last := journal.read_last()) is not None:
-            counts, (*chosen, self._doubt) = AdaptiveStatus(**last["status"]), read_levels(last["chosen"])
-            self._expected = float(last["expected"][0]), float(last["expected"][1])
-            self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
+            counts, chosen = AdaptiveStatus(**last["status"]), read_levels(last["chosen"])
+            (self._doubt,), (sure, doubtful) = read_levels([last["doubt"]]), last["expected"]
+            self._expected, (self._told, self._forgiven) = (float(sure), float(doubtful)), last["labels"]
+            self._taken, self._audited, self._alarms = counts.taken, counts.audited + counts.open, counts.alarms
             self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
             self._lost, self._charged = counts.lost + counts.open, float(last["charged"])
-            self._chosen, self._is_relearning = replace(self._chosen, thresholds=tuple(chosen)), counts.relearning
+            self._chosen, self._is_relearning = replace(self._chosen, thresholds=chosen), counts.relearning
         if self._is_relearning:
             self._forget()
         self._before, self._fresh = self._taken, KEPT  # thresholds are chosen with the next audit
@@ -291,7 +312,8 @@ class Adaptive:
     def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
             return
-        facts |= {"chosen": write_levels((*self._chosen.thresholds, self._doubt)), "expected": self._expected}
+        facts |= {"chosen": write_levels(self._chosen.thresholds), "doubt": write_levels([self._doubt])[0]}
+        facts |= {"expected": self._expected, "labels": (self._told, self._forgiven)}
         facts |= {"charged": self._charged + self._charged_open}
         facts |= {} if seen is None else {"seen": seen.to_dict()}
         try:
@@ -309,7 +331,7 @@ class Adaptive:
 
     @property
     def act(self) -> bool:
-        """False: it only proposes."""
+        """Whether thresholds move and early answers stop; otherwise they are only proposed."""
         return self._act
 
     @property
@@ -348,11 +370,6 @@ class Adaptive:
         others = self._alarms, self._labelled, self._final_wrong, self._is_relearning
         return AdaptiveStatus(*counts, *others, self._wanted.thresholds)
 
-    @property
-    def is_relearning(self) -> bool:
-        """True after an alarm, until enough samples were observed: none leaves early, and all can be learnt from."""
-        return self._is_relearning
-
     def draw(self, count: int) -> Coins:
         """Take samples in, and toss their coins."""
         with self._lock:
@@ -362,35 +379,33 @@ class Adaptive:
                 luck = np.frombuffer(os.urandom(4 * count), np.uint32) / 2**32
             else:
                 luck = self._coins.random(count)
-            sure = boost * self._chance
-            return Coins(torch.from_numpy(luck), min(1.0, sure), min(1.0, OFTENER * sure), first)
+            chances = min(1.0, boost * self._chance), min(1.0, OFTENER * boost * self._chance)
+            observed = 1.0 if self._is_relearning and self.act else chances[1]
+            return Coins(torch.from_numpy(luck), chances, observed, first)
 
     def doubt(self, k: int, scores: Tensor) -> Tensor:  # (n,) -> (n,) bool
-        """Return which scores at an exit are so near the threshold that answers are audited oftener."""
-        return scores < self._chosen.thresholds[k] + self._doubt
+        """Return which scores at an exit are so near the threshold that answers are audited more often."""
+        return scores - self._chosen.thresholds[k] <= self._doubt
 
     def decide(self, fired: Tensor, chances: Tensor, audited: Tensor) -> Tensor:  # (n,) each -> (n,) bool
-        """Return which of the samples that fire at an exit leave there, if no coin keeps them.
+        """Return which samples may leave at an exit where they fire.
 
-        An audited one among them is open until it is observed. Samples are decided in their order, each by the losses and
-        open audits before it, so that its own coin has no part in it.
+        Audited ones among them go on, and are open until they are observed. Samples are decided in their order, each by the
+        losses and open audits before it, so that its own coin has no part in it.
         """
-        asked = fired & audited
         if not self.act:
-            with self._lock:
-                self._audited += int(asked.sum())
             return fired
         charges = torch.zeros(len(fired), dtype=torch.float64)
-        for i in asked.nonzero().flatten().tolist():
+        for i in (fired & audited).nonzero().flatten().tolist():
             charges[i] = charge_audit(float(chances[i]), self.bet)
         with self._lock:
             before = charges.cumsum(0) - charges + self._charged + self._charged_open
             leaving = fired & (before <= self._find_room()) & (not (self._has_failed or self._is_closed))
             if opened := int((leaving & audited).sum()):
-                self._audited, self._open = self._audited + opened, self._open + opened
+                self._open += opened
                 self._charged_open += charges[leaving].sum().item()
                 self._write()
-            return leaving & (not self._has_failed)
+            return leaving & (not self._has_failed)  # which may have come just now
 
     def give_up(self, chance: float) -> None:
         """Count an open audit as lost: its sample will never be observed."""
@@ -406,6 +421,7 @@ class Adaptive:
         if self.act:
             self._open -= 1
             self._charged_open = max(0.0, self._charged_open - charge) if self._open else 0.0
+        self._audited += 1
         self._lost += loss
         self._charged += loss * charge
 
@@ -414,52 +430,52 @@ class Adaptive:
         if not len(seen.exits):
             return
         early, journal = seen.losses.shape[1], self._journal
-        others = list(read_observed([] if journal is None else journal.read_new(), early))
         with self._lock:
             counted = self._count(seen)
             lost = select_losses(counted.losses, counted.exits).tolist()
             for exit_, chance, loss in zip(counted.exits.tolist(), counted.chances.tolist(), lost, strict=True):
                 if exit_ < early:
                     self._settle(chance, loss)
-            self._observe(counted)
+            self._watch_losses(counted)
             self._wait_for_labels(counted)
             self._write(seen)
+        others = list(read_observed([] if journal is None else journal.read_new(), early))
+        with self._lock:
             for part, line in others:
-                self._observe(self._count(part), is_other=True)
+                self._watch_losses(replace(self._count(part), names=()))
                 self._apply_feedback(line)
-            is_due = self._is_relearning or self._fresh >= max(EVERY * early, len(self._scores) / GROWN)
-            if not is_due or len(self._scores) < LEAST:
+            is_due = self._is_relearning or self._fresh >= max(EVERY * early, len(self._kept.exits) / GROWN)
+            if not is_due or len(self._kept.exits) < LEAST:
                 return
             # labels come later, and take losses back, so with them late samples look worse
-            alike = len(self._losses) if self._labelled else count_alike(self._losses, self._weights)
-            self._scores, self._losses, self._fresh = self._scores[-alike:], self._losses[-alike:], 0
-            self._weights, self._names = self._weights[-alike:], self._names[-alike:]
-            scores, losses, weights, alarms = self._scores, self._losses, self._weights, self._alarms
+            if not self._labelled:
+                self._kept = self._kept.select(slice(-count_alike(self._kept.losses, self._kept.weights), None))
+            kept, self._fresh, alarms = self._kept, 0, self._alarms
             spent = self._charged + charge_audit(self._chance, self.bet)  # with room for an audit that is open
             free = 1 - bound_losses(spent, self.bet, self._delta) / self._find_allowed()
         risk = self.limit * min(1.0, max(0.0, free) / SLACK)
-        risk -= SPARE * math.sqrt(risk / average(weights, weights)[1])
-        thresholds = choose_thresholds(scores, losses, cost, risk, weights, *STEPS)
-        doubt = find_doubt(scores, thresholds, weights, DOUBTFUL)
+        risk -= SPARE * math.sqrt(risk / count_effective(kept.weights))
+        thresholds = choose_thresholds(kept.scores, kept.losses, cost, risk, kept.weights, *STEPS)
+        doubt = find_doubt(kept.scores, thresholds, kept.weights, DOUBTFUL)
         with self._lock:
             if alarms == self._alarms:
                 self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), False
                 self._doubt = doubt
-                self._expect(scores, losses, weights)
+                self._expect(kept)
                 self._write()
 
-    def _expect(self, scores: Tensor, losses: Tensor, weights: Tensor) -> None:
+    def _expect(self, kept: Observed) -> None:
         """Estimate the losses of early answers with the thresholds of now, of those that are not doubtful and of others."""
-        exits = find_first_firing(scores, self._chosen.thresholds)
-        doubtful, lost = self._find_doubtful(scores, exits), select_losses(losses, exits)
-        parts = [part & (exits < scores.shape[1]) for part in (~doubtful, doubtful)]
-        sure, others = (average(lost[part], weights[part])[0] if part.any() else 0.0 for part in parts)
-        most = max(self.limit, LARGEST)
-        self._expected = min(most, max(self.limit, sure)), min(most, max(self.limit, others))
+        exits = find_first_firing(kept.scores, self._chosen.thresholds)
+        early = exits < kept.scores.shape[1]
+        scores, lost, weights = kept.scores[early], select_losses(kept.losses, exits)[early], kept.weights[early]
+        doubtful, most = self._find_doubtful(scores, exits[early]), max(self.limit, LARGEST)
+        means = (average(lost[part], weights[part]) if part.any() else 0.0 for part in (~doubtful, doubtful))
+        usual, doubted = (min(most, max(self.limit, mean)) for mean in means)
+        self._expected = usual, doubted
 
-    def _find_doubtful(self, scores: Tensor, exits: Tensor) -> Tensor:  # (n,K-1), (n,) -> (n,) bool
-        above = functional.pad(scores - torch.tensor(self._chosen.thresholds), (0, 1), value=-math.inf)
-        return select_exits(above, exits) < self._doubt
+    def _find_doubtful(self, scores: Tensor, exits: Tensor) -> Tensor:  # (n,K-1), (n,) early -> (n,) bool
+        return select_exits(scores - torch.tensor(self._chosen.thresholds), exits) <= self._doubt
 
     def _count(self, seen: Observed) -> Observed:
         """Return samples as they are counted: if the policy does not act, where they would have left if it did."""
@@ -467,7 +483,7 @@ class Adaptive:
             return seen
         return replace(seen, exits=find_first_firing(seen.scores, self._wanted.thresholds))
 
-    def _observe(self, seen: Observed, is_other: bool = False) -> None:
+    def _watch_losses(self, seen: Observed) -> None:
         """Keep samples, perhaps another process's, for the next thresholds; or forget all if their losses are an alarm."""
         early = seen.exits < seen.losses.shape[1]
         scores, losses, exits = (part[early] for part in (seen.scores, seen.losses, seen.exits))
@@ -480,20 +496,23 @@ class Adaptive:
             self._alarms, self._is_relearning = self._alarms + 1, True
             self._forget()
         else:
-            self._remember(seen, () if is_other else seen.names)
+            self._remember(seen)
 
     def _forget(self) -> None:
         self._evidence, self._fresh = 0.0, 0
-        self._scores, self._losses, self._weights, self._names = self._scores[:0], self._losses[:0], self._weights[:0], []
+        self._kept = self._kept.select(slice(0, 0))
 
-    def _remember(self, seen: Observed, names: Sequence[str] = ()) -> None:
+    def _remember(self, seen: Observed) -> None:
         finite = seen.select_finite()
-        called = names or [""] * len(finite)
-        self._names = [*self._names, *(name for name, kept in zip(called, finite.tolist(), strict=True) if kept)][-KEPT:]
-        self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
-        self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
-        self._weights = torch.cat([self._weights, seen.weights[finite]])[-KEPT:]
-        self._fresh += int(finite.sum())
+        self._kept = self._kept.join(finite).select(slice(-KEPT, None))
+        self._fresh += len(finite.exits)
+
+    def _correct(self, name: str, losses: Tensor) -> None:  # (K-1,)
+        """Learn from a sample's losses as its label tells them."""
+        if name and name in self._kept.names:
+            corrected = self._kept.losses.clone()  # learnt in inference mode, it cannot be changed in place
+            corrected[self._kept.names.index(name)] = losses
+            self._kept = replace(self._kept, losses=corrected)
 
     def feedback(self, name: str, label: int | Sequence[int]) -> bool:
         """Use the label of an answered sample; return whether an audited sample of this process was waiting for it.
@@ -562,16 +581,14 @@ class Adaptive:
         losses = (right[-1] & ~right[:-1]).float()
         self._labelled += 1
         self._final_wrong += int(not right[-1])
-        if name in self._names:
-            self._losses = self._losses.clone()  # learnt in inference mode, it cannot be changed in place
-            self._losses[self._names.index(name)] = losses
+        self._correct(name, losses)
         if waiting.exit < len(losses) and not are_same(answers[waiting.exit], answers[-1], task):
             is_lost = bool(losses[waiting.exit])
             self._told, self._forgiven = self._told + 1, self._forgiven + (not is_lost)
             if not is_lost:
                 self._lost = max(0.0, self._lost - 1)
                 self._charged = max(0.0, self._charged - charge_audit(waiting.chance, self.bet))
-        self._write(told=name)
+        self._write(told=name, losses=losses.tolist())
         return True
 
     def replay(self, trace: Trace, batch_size: int = 64) -> Tensor:
@@ -592,20 +609,14 @@ class Adaptive:
         scores, self.classes = score_early_exits(trace, self._chosen), trace.logits.shape[-1]
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
-            coins, observes_all = self.draw(len(part)), self._is_relearning and self.act
-            exits, chances = (
-                torch.full((len(part),), last),
-                torch.full((len(part),), 1.0 if observes_all else coins.doubtful),
-            )
-            chances, audited = chances.double(), torch.zeros(len(part), dtype=torch.bool)
+            coins, exits = self.draw(len(part)), torch.full((len(part),), last)
+            chances = torch.full((len(part),), coins.observed, dtype=torch.float64)
             for k, threshold in enumerate(self.policy.thresholds):
                 fired = fires(part[:, k], threshold) & (exits == last)
                 chance = coins.find_chances(self.doubt(k, part[:, k]))
-                chosen = coins.luck < chance
-                leaving = self.decide(fired, chance, chosen)
+                leaving = self.decide(fired, chance, coins.luck < chance)
                 exits[leaving], chances[leaving] = k, chance[leaving]
-                audited |= leaving & chosen
-            rows = audited | ((exits == last) & (coins.luck < chances))
+            rows = coins.luck < chances
             self.learn(Observed(part[rows], lost[rows], exits[rows], chances[rows]), trace.cost)
-            taken.append(torch.where(audited, last, exits))
+            taken.append(torch.where(rows, last, exits))
         return torch.cat(taken)

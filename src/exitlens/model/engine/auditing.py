@@ -68,8 +68,7 @@ class _Seen:
 
     name: str
     luck: float  # an early answer is audited if this is below the chance
-    sure: float  # the chance for an answer that is not doubtful
-    doubtful: float
+    chances: tuple[float, float]  # where an answer is not doubtful, and where it is
     chance: float  # of being observed, so far
     scores: list[float] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
@@ -125,11 +124,9 @@ class AuditedRouter(Router):
 
     def _draw_audits(self, where: Tensor, activations: Activations, name: str = "") -> None:
         coins = self._adaptive.draw(len(where))
-        is_whole = self._adaptive.is_relearning and self._adaptive.act
-        chance = 1.0 if is_whole else coins.doubtful
-        for i in (coins.luck < chance).nonzero().flatten().tolist():
+        for i in (coins.luck < coins.observed).nonzero().flatten().tolist():
             named = f"{name}/{i}" if name else str(coins.first + i)
-            row = self._seen[int(where[i])] = _Seen(named, float(coins.luck[i]), coins.sure, coins.doubtful, chance)
+            row = self._seen[int(where[i])] = _Seen(named, float(coins.luck[i]), coins.chances, coins.observed)
             if self._adaptive.loss == "binding":
                 row.inputs = tuple(t[i : i + 1].clone() for t in activations)
 
@@ -154,10 +151,12 @@ class AuditedRouter(Router):
             rows = [self._seen.pop(place, None) for place in part.where.tolist()]
             if part.exit == self._last:
                 try:
-                    self._learn(part, rows)
+                    seen = self._observe(part, rows)
                 except BaseException:
                     self._give_up(rows)
                     raise
+                if seen is not None:
+                    self._adaptive.learn(seen, self._cost)
         if not asked:
             self._routed[count:] = [part._replace(attention=None) for part in self._routed[count:]]
 
@@ -175,7 +174,7 @@ class AuditedRouter(Router):
             row.answers.append(answers[i])
             if batch.attention is not None and self._adaptive.loss != "disagreement":
                 row.maps.append(batch.attention[i])
-            chances[i] = row.doubtful if doubtful[i] else row.sure
+            chances[i] = row.chances[doubtful[i]]
             audited[i] = row.luck < chances[i]
             fired[i] &= row.exit is None  # it would have left before
         leaving = self._adaptive.decide(fired, chances, audited)
@@ -184,11 +183,11 @@ class AuditedRouter(Router):
                 row.exit, row.chance = batch.exit, float(chances[i])
         return (leaving & ~audited).to(batch.where.device)
 
-    def _learn(self, part: ExitBatch, rows: list[_Seen | None]) -> None:
+    def _observe(self, part: ExitBatch, rows: list[_Seen | None]) -> Observed | None:
         kept = [i for i, row in enumerate(rows) if row is not None]
         seen = [row for row in rows if row is not None]
         if not seen:
-            return
+            return None
         final = read_answers(part.probabilities[kept], self.policy.task).cpu()
         answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
         losses = (~are_same(answers, final[:, None], self.policy.task)).float()
@@ -207,7 +206,7 @@ class AuditedRouter(Router):
         exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
         chances = torch.tensor([row.chance for row in seen], dtype=torch.float64)
         names = tuple(row.name for row in seen)
-        self._adaptive.learn(Observed(scores, losses, exits, chances, names, every), self._cost)
+        return Observed(scores, losses, exits, chances, names, every)
 
     def _lose_outside(self, row: _Seen, maps: list[Tensor]) -> Tensor:  # (1,*S) each -> (1,K-1)
         """Return which early answers change if all outside their maps' top fifth comes from the sample observed before.
