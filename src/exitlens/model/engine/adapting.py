@@ -331,7 +331,7 @@ class Adaptive:
 
     @property
     def act(self) -> bool:
-        """Whether thresholds move and early answers stop; otherwise they are only proposed."""
+        """True if thresholds move and early answers stop; otherwise they are only proposed."""
         return self._act
 
     @property
