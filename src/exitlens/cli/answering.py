@@ -65,7 +65,9 @@ def predict(
             "whatever the samples are (90 % confidence)."
         ),
     ] = None,
-    audit: Annotated[float, Option(help="With --adapt: share of the early answers that the final exit checks in the long run.")] = 0.025,
+    audit: Annotated[
+        float, Option(help="With --adapt: share of the early answers that the final exit checks in the long run.")
+    ] = 0.025,
     state: Annotated[
         Path | None, Option(help="With --adapt: folder that keeps what is learnt, and from which the next run goes on.")
     ] = None,
