@@ -18,8 +18,9 @@ class AdaptiveStatus:
         lost: sum of the audited samples' losses. With a limit on disagreement, the number of wrong early answers, without
             those that a label excused.
         open: audits that have no final answer yet.
-        bound, allowed: with probability ``1 - delta`` (in a shared folder ``1 - delta / processes``) the losses that nobody audited add up to at most ``bound``; where it
-            exceeds ``allowed``, what the limit allows by now, no sample leaves early.
+        bound, allowed: with probability ``1 - delta`` (in a shared folder ``1 - delta / processes``) the losses that nobody
+            audited add up to at most ``bound``; where it exceeds ``allowed``, what the limit allows by now, no sample leaves
+            early.
         alarms: sudden changes that the audits have shown.
         labelled, final_wrong: observed samples that got a label, and those among them that the final exit got wrong.
         relearning: true after an alarm, while no sample leaves early.
