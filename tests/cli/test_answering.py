@@ -59,7 +59,7 @@ def test_what_was_learnt_goes_on_and_can_be_replayed(trained, folder, tmp_path, 
     second = call.json("predict", *words)["adaptive"]
     assert (first["taken"], second["taken"]) == (60, 120)
     shown = call.json("replay", "--log", tmp_path / "state", "--bundle", trained, "--out", tmp_path / "day.svg")
-    assert shown["audits"] == second["audited"]
+    assert shown["observed"] >= second["audited"] > 0
     assert [row["name"] for row in shown["rows"]] == ["as it was", "default", "best in hindsight"]
     assert (tmp_path / "day.svg").read_text().startswith("<?xml")
     assert "other answers, %" in call.ok("replay", "--log", tmp_path / "state", "--bundle", trained)

@@ -443,9 +443,9 @@ def replay(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Compare the bundle's policies on the audited samples of a journal: what each would have cost and changed.
+    """Compare the bundle's policies on the observed samples of a journal: what each would have cost and changed.
 
-    Audited samples are a random share of all. Policies whose scores were not logged are left out.
+    Observed samples are those that reached the final exit; weighted by the chance of it, they stand for all. Policies whose scores were not logged are left out.
     """
     from exitlens.delivery import replay as replays
     from exitlens.delivery.plans import check_picture
@@ -464,8 +464,8 @@ def replay(
         replays.draw_course(replays.summarize_course(read, model.policies, model.cost)).savefig(out)
     left_out = [name for name, policy in model.policies.items() if not replays.compares_logged_scores(policy, read)]
     notes = [f"policies whose scores were not logged: {', '.join(left_out)}"] if left_out else []
-    values = {"audits": len(read), "limit": read.facts["limit"], "rows": [row.to_dict() for row in rows]}
-    show(json_, values, f"{len(read):,} audited samples", replays.tabulate_replay(rows, read.facts["loss"]), notes)
+    values = {"observed": len(read), "limit": read.facts["limit"], "rows": [row.to_dict() for row in rows]}
+    show(json_, values, f"{len(read):,} observed samples", replays.tabulate_replay(rows, read.facts["loss"]), notes)
 
 
 def read_token(path: Path | None) -> str:

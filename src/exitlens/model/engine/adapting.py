@@ -55,7 +55,7 @@ SPARE = 2.0  # standard errors below the loss that thresholds aim at, by which s
 KEPT, EVERY = 3000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
 STEPS = 30, 12  # levels of scores and prices of losses, by which thresholds are searched while answers wait
 GROWN = 12  # thresholds are chosen again when one in so many of the kept samples is new
-WAITING = 10_000  # audited samples that wait for a label
+WAITING = 10_000  # observed samples that wait for a label
 LARGEST = 0.5  # larger shares of losses are not taken as expected: no rise above them could be seen
 
 
@@ -119,7 +119,7 @@ KINDS = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, 
 
 
 class _Waiting(NamedTuple):
-    """An audited sample without a label."""
+    """An observed sample without a label."""
 
     exit: int
     chance: float
@@ -229,7 +229,7 @@ class Adaptive:
         self._evidence, self._is_relearning = 0.0, False
         self.classes = 0  # of the network, as far as they are known
         self._kept = Observed.from_line({}, early)
-        self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
+        self._waiting: dict[str, _Waiting] = {}  # observed samples without a label, in their order
         self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
         # the inputs of the sample observed last, without its object, for a limit on binding
         self.donor: Inputs | None = None
@@ -515,11 +515,11 @@ class Adaptive:
             self._kept = replace(self._kept, losses=corrected)
 
     def feedback(self, name: str, label: int | Sequence[int]) -> bool:
-        """Use the label of an answered sample; return whether an audited sample of this process was waiting for it.
+        """Use the label of an answered sample; return whether an observed sample of this process was waiting for it.
 
         ``name`` is the sample's number in the order in which this object took samples in, from 0, as text; in a server its
         request's id and its row (``"id/0"``), which any process of a folder takes. ``label`` is the number of a class, or
-        the numbers of all its labels. It may come twice. The latest 10,000 audited samples wait for their labels.
+        the numbers of all its labels. It may come twice. The latest 10,000 observed samples wait for their labels.
 
         Raises :class:`InputError` for another label, and unless the limit is on disagreement.
 
