@@ -445,7 +445,8 @@ def replay(
 ) -> None:
     """Compare the bundle's policies on the observed samples of a journal: what each would have cost and changed.
 
-    Observed samples are those that reached the final exit; weighted by the chance of it, they stand for all. Policies whose scores were not logged are left out.
+    Observed samples are those that reached the final exit; weighted by the chance of it, they stand for all. Policies whose
+    scores were not logged are left out.
     """
     from exitlens.delivery import replay as replays
     from exitlens.delivery.plans import check_picture
