@@ -27,7 +27,7 @@ def share_certified(units, draws):
     return granted / draws
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_as_many_samples_as_fresh_ones_take():
     plan = xl.plan_samples(REQUEST, random_trace(3000, seed=1))
     assert share_certified(round(0.7 * plan.needed), 100) < 0.9
