@@ -2,7 +2,7 @@
 
 Cells are DATA/SHIFT: streams of stored scores, drawn with replacement from a network's test sets, which follow one another. Each starts
 from a policy certified on 1,000 samples of its own. Networks are those of
-``binding``, trained here if they are missing, which takes ten minutes; then a cell takes another ten, and ``day`` one.
+``binding``, trained here if they are missing, which takes ten minutes; then a cell takes a quarter of an hour, and ``day`` a minute.
 """
 
 from __future__ import annotations

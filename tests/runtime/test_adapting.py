@@ -129,7 +129,7 @@ def test_sudden_losses_are_an_alarm_and_what_was_learnt_can_be_kept(runtime):
             other.restore(kept)
     with pytest.raises(er.InputError, match=r"values: expected the state of an Adaptive .* Fix: "):
         again.restore([])
-    for damage in ({"scores": "x"}, {"thresholds": 3}, {"taken": None}):
+    for damage in ({"scores": "x"}, {"thresholds": 3}, {"thresholds": [0.5]}, {"taken": None}):
         values = {name: value for name, value in (kept | damage).items() if value is not None}
         with pytest.raises(er.InputError, match="values: they are damaged"):
             again.restore(values)

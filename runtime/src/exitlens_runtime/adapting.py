@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exitlens_runtime.network import EdgeNetwork
 
 BET = 0.6  # of the smallest chance of an audit
-OFTENER, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so much more often; their share of the early answers
+RATIO, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so many times as often; their share of the early answers
 BOOST = 2.0  # at most this many times as many audits until ``warm_up`` samples were taken
 WARM_UP = 4.0  # times the samples at which the limit allows what the bound is where no audit showed a loss
 SLACK = 0.2  # part of the allowed losses that stays free if thresholds aim at the limit
@@ -69,7 +69,7 @@ class Adaptive:
         if missing := [k for k in range(net.num_exits) if not net.has_head(k)]:
             raise InputError(f"net: it has no heads at exits {missing}. Fix: export with a policy that uses all exits.")
         self.limit, self.audit = float(limit), float(audit)
-        self._chance = audit / (1 + DOUBTFUL * (OFTENER - 1))  # of an audit, at least
+        self._chance = audit / (1 + DOUBTFUL * (RATIO - 1))  # of an audit, at least
         self._bet, self._log_delta = BET * self._chance, math.log(delta)
         self.warm_up = math.ceil(-WARM_UP * self._log_delta / self._bet / limit) if warm_up is None else warm_up
         self._chosen, self._cost, early = net.policy.thresholds, np.asarray(net.cost), net.num_exits - 1
@@ -116,6 +116,8 @@ class Adaptive:
             levels = [*values["thresholds"], values["doubt"]]
             *chosen, doubt = (math.inf if t is None else float(t) for t in levels)
             sure, others = map(float, values["expected"])
+            if len(chosen) != shape[1]:
+                raise ValueError(f"{len(chosen)} thresholds")
             counts = [int(values[name]) for name in ("taken", "audited", "lost", "alarms")]
             charged = float(values["charged"])
             is_relearning = bool(values["relearning"])
@@ -138,7 +140,7 @@ class Adaptive:
         """Take samples in, and return what follows them through the exits."""
         sure = self._chance * min(BOOST, max(1.0, self.warm_up / max(1, self.taken)))
         self.taken += count
-        chances = min(1.0, sure), min(1.0, OFTENER * sure)
+        chances = min(1.0, sure), min(1.0, RATIO * sure)
         return Watch(self, self._rng.random(count), chances, self._is_relearning)
 
     def doubt(self, k: int, scores: Array) -> Array:  # (n,) -> (n,) bool

@@ -174,13 +174,13 @@ def find_cheapest(
     columns = [risk.column() for risk in risks if risk.rows is None]
     if len(risks) > 1 or not columns:
         columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
-    spent = [cost, *(mixed for budget in budgets for mixed in (cost + budget.prices, 1e-3 * cost + budget.prices))]
+    costs = [cost, *(mixed for budget in budgets for mixed in (cost + budget.prices, 1e-3 * cost + budget.prices))]
     vectors = {
-        point.cuts: None for price in spent for risk in columns for point in find_frontier(levels.index, risk, price, prices)
+        point.cuts: None for price in costs for risk in columns for point in find_frontier(levels.index, risk, price, prices)
     }
     vectors |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
     kept = [*filter(keeps_risks, vectors), (math.inf,) * levels.index.shape[1]]
-    for price in spent if budgets else ():  # near the limits only a refined policy may keep the budgets, too
+    for price in costs if budgets else ():  # near the limits only a refined policy may keep the budgets, too
         points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
     points = [evaluate_cuts(levels.index, columns[0], cost, cuts) for cuts in kept if is_within(levels.index, cuts, budgets)]

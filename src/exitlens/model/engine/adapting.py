@@ -47,7 +47,7 @@ from exitlens.types.tasks import are_same
 DAMAGED = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # what lines raise that say something else
 LOG = logging.getLogger("exitlens.adapting")
 BET = 0.6  # of the smallest chance of an audit
-OFTENER, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so much more often; their share of the early answers
+RATIO, DOUBTFUL = 3.0, 0.25  # doubtful early answers are audited so many times as often; their share of the early answers
 BOOST = 2.0  # at most this many times as many audits until ``warm_up`` samples were taken
 WARM_UP = 4.0  # times the samples at which the limit allows what the bound is where no audit showed a loss
 SLACK = 0.2  # part of the allowed losses that stays free if thresholds aim at the limit; with less of it they aim lower
@@ -57,6 +57,14 @@ STEPS = 30, 12  # levels of scores and prices of losses, by which thresholds are
 GROWN = 12  # thresholds are chosen again when one in so many of the kept samples is new
 WAITING = 10_000  # observed samples that wait for a label
 LARGEST = 0.5  # larger shares of losses are not taken as expected: no rise above them could be seen
+
+
+KINDS = {
+    "scores": torch.float32,
+    "losses": torch.float32,
+    "exits": torch.long,
+    "chances": torch.float64,
+}  # of an Observed's columns
 
 
 @dataclass(frozen=True)
@@ -115,9 +123,6 @@ class Observed:
         return cls(scores, losses, exits, chances, names)
 
 
-KINDS = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "chances": torch.float64}  # of columns
-
-
 class _Waiting(NamedTuple):
     """An observed sample without a label."""
 
@@ -165,7 +170,8 @@ class Adaptive:
         audit: share of the early answers that are audited; a doubtful quarter, whose scores are nearest the thresholds,
             three times as often as others, and all up to twice as often until ``warm_up`` samples were taken in. At first
             all are doubtful. No chance exceeds 1.
-        warm_up: number of samples at the beginning that share a budget of ``limit * warm_up`` wrong answers.
+        warm_up: number of samples at the beginning that share a budget of ``limit * warm_up`` wrong answers; by default so
+            many that early answers begin at once and have room for chance.
         act: move thresholds and stop early answers. Otherwise samples leave by the policy as it is, nothing is promised, and
             ``status`` counts what would have happened. Audits go on to the final exit either way.
         seed: of the coins, for tests; by default they come from the operating system, and nobody can foresee them.
@@ -175,9 +181,6 @@ class Adaptive:
     Data may depend on all answers so far, but not on coins to come. The promise is about one object, or one folder
     (:meth:`keep`): another starts with a new budget, and a copy spends the same again. It does not say whether the final
     exit is right. A sample that fails counts as taken in, and an audit that fails as lost.
-
-    Attributes:
-        warm_up: as above; by default so many that early answers begin at once and have room for chance.
 
     Where labels arrive later, :meth:`feedback` takes them: an answer whose label shows that it is not worse than the final
     exit's (the early exit is right, or the final exit wrong, too) counts no more. Then at most ``limit`` is promised of the
@@ -212,7 +215,7 @@ class Adaptive:
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
             check_number(name, value, PROPER_SHARE)
         self.limit, self.delta, self.loss, self.audit, self._act = limit, delta, loss, audit, act
-        self._chance = audit / (1 + DOUBTFUL * (OFTENER - 1))  # of an audit, at least
+        self._chance = audit / (1 + DOUBTFUL * (RATIO - 1))  # of an audit, at least
         self.bet, self._delta = BET * self._chance, delta
         if warm_up is None:
             warm_up = math.ceil(WARM_UP * bound_losses(0.0, self.bet, delta) / limit)
@@ -301,7 +304,7 @@ class Adaptive:
             (self._doubt,), (sure, doubtful) = read_levels([last["doubt"]]), last["expected"]
             self._expected, (self._told, self._forgiven) = (float(sure), float(doubtful)), last["labels"]
             self._taken, self._audited, self._alarms = counts.taken, counts.audited + counts.open, counts.alarms
-            self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
+            self._labelled, self._final_wrong, self.classes = counts.labelled, counts.final_wrong, int(last["classes"])
             self._lost, self._charged = counts.lost + counts.open, float(last["charged"])
             self._chosen, self._is_relearning = replace(self._chosen, thresholds=chosen), counts.relearning
         if self._is_relearning:
@@ -314,7 +317,7 @@ class Adaptive:
             return
         facts |= {"chosen": write_levels(self._chosen.thresholds), "doubt": write_levels([self._doubt])[0]}
         facts |= {"expected": self._expected, "labels": (self._told, self._forgiven)}
-        facts |= {"charged": self._charged + self._charged_open}
+        facts |= {"charged": self._charged + self._charged_open, "classes": self.classes}
         facts |= {} if seen is None else {"seen": seen.to_dict()}
         try:
             self._journal.write(status=self.status.to_dict(), **facts)
@@ -379,7 +382,7 @@ class Adaptive:
                 luck = np.frombuffer(os.urandom(4 * count), np.uint32) / 2**32
             else:
                 luck = self._coins.random(count)
-            chances = min(1.0, boost * self._chance), min(1.0, OFTENER * boost * self._chance)
+            chances = min(1.0, boost * self._chance), min(1.0, RATIO * boost * self._chance)
             observed = 1.0 if self._is_relearning and self.act else chances[1]
             return Coins(torch.from_numpy(luck), chances, observed, first)
 
@@ -567,15 +570,12 @@ class Adaptive:
         waiting, task = self._waiting.get(name), self._given.task
         if waiting is None or self._is_closed:
             return False
-        answers, truth = waiting.answers, torch.tensor(label)
-        if task == "multilabel":
-            if max(label, default=0) >= answers.shape[1]:  # type: ignore[arg-type]
-                raise InputError(
-                    f"label: expected numbers below {answers.shape[1]}, got {label!r:.60}. Fix: pass those of labels."
-                )
-            truth = torch.zeros(answers.shape[1], dtype=torch.bool).index_fill(0, truth.long().flatten(), True)
-        elif self.classes and label >= self.classes:  # type: ignore[operator]
-            raise InputError(f"label: expected a number below {self.classes}, got {label!r:.60}. Fix: pass that of a class.")
+        answers, truth, several = waiting.answers, torch.tensor(label), task == "multilabel"
+        count = answers.shape[1] if several else self.classes
+        if count and max(label if isinstance(label, list) else [label], default=0) >= count:
+            raise InputError(f"label: expected numbers below {count}, got {label!r:.60}. Fix: pass those of classes.")
+        if several:
+            truth = torch.zeros(count, dtype=torch.bool).index_fill(0, truth.long().flatten(), True)
         del self._waiting[name]
         right = are_same(answers, truth, task)
         losses = (right[-1] & ~right[:-1]).float()

@@ -23,7 +23,7 @@ from exitlens.types.tasks import are_same, read_answers
 SHOWN = 0.2  # share of the locations at the top of a map outside which inputs are replaced
 OBJECT = 0.4  # share of the locations that may be an object's, as in certificates of binding
 OPEN = 4  # no more than a quarter of the charges that end early answers may be open
-FEWEST, MANY = 16, 512  # samples at a time, at least; and where none may leave
+FEWEST, MANY = 16, 512  # samples at a time, at least; and where audits stop no sample
 
 
 def open_router(
@@ -100,8 +100,8 @@ class AuditedRouter(Router):
         try:
             while at < len(where):
                 room = self._adaptive.free / OPEN
-                may_leave = min(self._adaptive.policy.thresholds) < math.inf
-                size = int(room / self._adaptive.bet) if may_leave else MANY  # a sample opens a bet's worth on average
+                is_bound = self._adaptive.act and min(self._adaptive.policy.thresholds) < math.inf
+                size = int(room / self._adaptive.bet) if is_bound else MANY  # a sample opens a bet's worth on average
                 part = slice(at, at + max(FEWEST, size))
                 at = part.stop
                 given = tuple(t[part] for t in activations)
