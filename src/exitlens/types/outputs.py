@@ -17,6 +17,9 @@ class ExitOutput(NamedTuple):
         attention: ``(B,*S)``, non-negative, sums to 1 over the locations ``S``.
         evidence: ``(B,C,*S)``; ``evidence.sum(S) + bias == logits`` if the head is exact (every evidence head is).
 
+    Of a network that answers one class a pixel, logits are ``(B,C,H,W)``, of the size of the images. Evidence is the logits
+    on the exit's own grid ``(B,C,h,w)``, and attention the mean of the softmax over locations of the classes that it tells.
+
     Examples:
         >>> out = net(images)[0]
         >>> out.logits.shape, out.attention.sum((1, 2)).allclose(torch.ones(8))
