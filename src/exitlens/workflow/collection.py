@@ -17,6 +17,7 @@ from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
+from exitlens.functional.pixels import summarise
 from exitlens.functional.routing import stack_support
 from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps, require_maps
@@ -28,8 +29,8 @@ from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
-from exitlens.types.tasks import are_same, check_truth, find_answers
-from exitlens.types.traces import hash_rows
+from exitlens.types.tasks import are_same, check_truth, find_answers, refuse_segmentation
+from exitlens.types.traces import Logits, LogitsSummary, PixelSummary, hash_rows
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -70,7 +71,8 @@ def collect(  # noqa: PLR0913
             It is made of the first batch of the data, repeated if that is smaller; by default it is the first batch.
         batch_size: for a ``Dataset`` and tensors.
         compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
-            there would be more than 2^26 logits (256 MiB).
+            there would be more than 2^26 logits (256 MiB). Of one class a pixel a trace always keeps a
+            :class:`~exitlens.types.PixelSummary`.
         swapped: number of samples, such as 2000, drawn at random, of which another pass replaces everything outside the
             object by another sample's, for ``calibrate(max_cue_drop=...)``: the object is the sample's mask, if the data
             have masks, else the top 40 % of the locations by the final exit's map. They are held in memory, so the data are
@@ -95,6 +97,7 @@ def collect(  # noqa: PLR0913
             raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     check_number("swapped", swapped, WHOLE)
     if swapped:
+        refuse_segmentation(net.info.task, "swapped: it")
         require_maps(net.heads, "swapped")
         net.input_spec.modality.check_deletion(net.input_spec)
         if isinstance(data, Iterator):
@@ -131,9 +134,10 @@ class _Recorder:
                 raise OutputExistsError(f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load) or pass another one.")
             make_directory(folder, "trace_dir")
         self._net, self._folder, self._store = net, folder, RowStore(folder)
-        if net.info.task == "multilabel":
+        if net.info.task != "classes":
             if compact:
-                raise InputError("compact: several labels per sample need all logits. Fix: leave it out.")
+                fix = "need all logits" if net.info.task == "multilabel" else "of pixels are summed up"
+                raise InputError(f"compact: the logits {fix}. Fix: leave it out.")
             compact = False
         self._compact, self._is_compact = compact, bool(compact)
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
@@ -143,25 +147,35 @@ class _Recorder:
     def add(self, seen: _Observed) -> None:
         """Check and store a batch."""
         logits, labels = seen.logits, seen.labels
-        if labels is not None:
+        if isinstance(logits, PixelSummary):
+            labels = logits.confusion  # where they are counted
+        elif labels is not None:
             check_truth(labels, len(logits), logits.shape[2], self._net.info.task, "data, labels")
         if self._labels and (labels is None) != (self._labels[0] is None):
             raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
         self._labels.append(labels)
         self._ids.append(seen.groups)
         self._count, self._classes = self._count + len(logits), logits.shape[2]
+        if isinstance(logits, PixelSummary):
+            self._store_parts(logits)
+        else:
+            self._add_logits(logits, labels)
+        if self._has_maps:
+            self._add_maps(seen)
+
+    def _add_logits(self, logits: Tensor, labels: Tensor | None) -> None:
         if self._is_compact:
             self._compress(logits, labels)
-        else:
-            self._store.add("logits", logits)
-            is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
-            if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
-                self._is_compact, whole, known = True, self._store.take("logits"), _join(self._labels)
-                for rows in torch.arange(self._count).split(64):
-                    self._compress(whole[rows], None if known is None else known[rows])
-                    self._store.release()
-        if not self._has_maps:
             return
+        self._store.add("logits", logits)
+        is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
+        if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
+            self._is_compact, whole, known = True, self._store.take("logits"), _join(self._labels)
+            for rows in torch.arange(self._count).split(64):
+                self._compress(whole[rows], None if known is None else known[rows])
+                self._store.release()
+
+    def _add_maps(self, seen: _Observed) -> None:
         if seen.gate_features is not None:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
@@ -174,10 +188,25 @@ class _Recorder:
             self._store.add(f"final {shape}", final)
 
     def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
-        for name, part in compress(logits, labels).parts().items():
+        self._store_parts(compress(logits, labels))
+        self._store.add("sample_hashes", hash_rows(logits))
+
+    def _store_parts(self, logits: LogitsSummary) -> None:
+        for name, part in logits.parts().items():
             if part is not None:
                 self._store.add(f"logits.{name}", part)
-        self._store.add("sample_hashes", hash_rows(logits))
+
+    def _take_logits(self, is_labelled: bool) -> Logits:
+        if self._net.info.task == "segmentation":
+            return PixelSummary(**self._take_parts(("scores", "means", "disagreement"), "confusion", is_labelled))
+        if not self._is_compact:
+            return self._store.take("logits")
+        parts = self._take_parts(("top", "classes", "span", "weights"), "label", is_labelled)
+        return CompactLogits(**parts, num_classes=self._classes)
+
+    def _take_parts(self, names: Sequence[str], of_labels: str, is_labelled: bool) -> dict[str, Any]:
+        parts = {name: self._store.take(f"logits.{name}") for name in (*names, *[of_labels] * is_labelled)}
+        return {of_labels: None} | parts
 
     def finish(self, progress: bool, timing: ExitLatency | None, swap: Callable[[Trace], Trace] | None) -> Trace:
         """Return the trace of all batches, with what ``swap`` adds to it."""
@@ -185,25 +214,23 @@ class _Recorder:
             raise InputError("data: it gave no batch. Fix: pass at least one sample.")
         if len({part is None for part in self._ids}) > 1:
             raise InputError("data: some batches have groups and some have none. Fix: give all of them groups, or none.")
-        labels, hashes, logits = _join(self._labels), None, None
-        if self._is_compact:
-            names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
-            parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
-            logits, hashes = CompactLogits(**parts, num_classes=self._classes), self._store.take("sample_hashes")
+        labels, is_dense = _join(self._labels), self._net.info.task == "segmentation"
+        has_gate = self._net.num_exits > 1 and self._has_maps and not is_dense
         agreement: dict[str, Any] = {"divergence": torch.zeros(self._count, self._net.num_exits)}
         if self._has_maps:
             agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, PAIRING), progress)
         trace = Trace(
-            logits=self._store.take("logits") if logits is None else logits,
-            labels=labels,
-            sample_hashes=hashes,
+            logits=self._take_logits(labels is not None),
+            labels=None if is_dense else labels,
+            sample_hashes=self._store.take("sample_hashes") if self._is_compact else None,
             **agreement,
             cost=self._net.cost if timing is None else torch.tensor(timing.cost),
             timing=timing,
             network=self._net.identity(),
-            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
+            gate_features=self._store.take("gate_features") if has_gate else None,
             groups=_join(self._ids),
             task=self._net.info.task,
+            classes=self._net.info.classes,
         )
         if swap is not None:
             trace = swap(trace)
@@ -221,8 +248,8 @@ def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
 class _Observed(NamedTuple):
     """The record of a batch, on the CPU."""
 
-    logits: Tensor  # (B,K,C)
-    labels: Tensor | None  # (B,)
+    logits: Tensor | PixelSummary  # (B,K,C)
+    labels: Tensor | None  # (B,); None if they are counted in the logits
     groups: Tensor | None  # (B,)
     gate_features: Tensor | None  # (B,K-1,3)
     maps: MapPairs  # for each exit its map and the final one, on one grid
@@ -233,18 +260,37 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iter
     for inputs, labels, groups in stream:
         if not first:
             first.append(inputs)
-        activations = net.check_input(inputs, "data")
+        activations, features = net.check_input(inputs, "data"), None
         with net.open_engine() as engine:
-            outputs = engine.compute_support(engine.enter(activations))
-        features = stack_support([support for *_, support in outputs])
-        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention, _ in outputs)
+            given = engine.enter(activations)
+            if net.info.task == "segmentation":
+                outputs = engine.compute_outputs(given)
+            else:
+                supported = engine.compute_support(given)
+                outputs, features = [out[:2] for out in supported], stack_support([support for *_, support in supported])
+        answers, attention = zip(*outputs, strict=True)
+        grids = [on_common_grid(each.float(), attention[-1].float()) for each in attention]
         yield _Observed(
-            torch.stack([out.float() for out, *_ in outputs], 1).cpu(),
-            None if labels is None else labels.cpu(),
+            _sum_up(net, activations[0], answers, labels)
+            if features is None
+            else torch.stack([logits.float() for logits in answers], 1).cpu(),
+            None if labels is None or features is None else labels.cpu(),
             None if groups is None else groups.cpu(),
-            features.cpu() if features.shape[1] else None,
+            features.cpu() if features is not None and features.shape[1] else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
         )
+
+
+def _sum_up(net: ExitNet, images: Tensor, logits: Sequence[Tensor], labels: Tensor | None) -> PixelSummary:
+    """Return what is kept of the logits of pixels of a batch, on the CPU."""
+    size = tuple(images.shape[2:])
+    if labels is not None:
+        check_truth(labels, len(images), net.info.num_classes, net.info.task, "data, labels")
+        if labels.shape[1:] != size:
+            raise InputError(f"data, labels: expected {(len(images), *size)}, as the images, got {tuple(labels.shape)}")
+    with torch.inference_mode():
+        kept = summarise(logits, size, labels)
+    return PixelSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:
@@ -276,10 +322,10 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
 
 def _are_same(logits: Tensor, trace: Trace) -> bool:
     """Return whether these are the trace's logits, as far as rounding in batches of another size allows."""
-    answers = are_same(find_answers(logits, trace.task), trace.answers, trace.task).float().mean().item()
-    if isinstance(trace.logits, CompactLogits):
+    answers, kept = are_same(find_answers(logits, trace.task), trace.answers, trace.task).float().mean().item(), trace.logits
+    if not isinstance(kept, Tensor):
         return answers >= SAME
-    gaps, spread = (logits - trace.logits).abs().mean((1, 2)), (trace.logits - trace.logits.mean(0)).abs().mean()
+    gaps, spread = (logits - kept).abs().mean((1, 2)), (kept - kept.mean(0)).abs().mean()
     return answers >= SAME and (gaps <= 0.1 * spread + 1e-4).float().mean().item() >= SAME
 
 

@@ -30,7 +30,7 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import read_answers
+from exitlens.types.tasks import read_answers, refuse_segmentation
 
 
 def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attention: bool = False) -> Prediction:
@@ -79,6 +79,8 @@ def _describe_recomposing(net: ExitNet) -> Recomposing:
 def check_policy(net: ExitNet, policy: Policy | Adaptive) -> None:
     """Raise :class:`PolicyError` for a policy of another network, :class:`InputError` for a limit on maps without any."""
     net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
+    if isinstance(policy, Adaptive):
+        refuse_segmentation(net.info.task, "policy: an Adaptive")
     if isinstance(policy, Adaptive) and policy.loss != "disagreement":
         require_maps(net.heads, f"a limit on {policy.loss}")
         if policy.loss == "binding":
