@@ -164,10 +164,10 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
         )
     sure = f"{100 * (1 - tested.delta):.4g} %"
     if tested.reason:
-        own = " The full network itself may miss more than that." if record.request.max_missed_area else ""
+        more = " The full network itself may miss more than that." if record.request.max_missed_area else ""
         return (
             "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
-            f"with {sure} confidence under these limits ({limits}).{own} Reason: {tested.reason}. The samples have "
+            f"with {sure} confidence under these limits ({limits}).{more} Reason: {tested.reason}. The samples have "
             f"spent a level of {tested.level:.3g} on this: another limit needs other samples, or more delta than before."
         )
     promises = " and ".join(

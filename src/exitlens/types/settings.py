@@ -129,7 +129,7 @@ class CalibrationRequest:
         max_missed_area: Share of a class's pixels that may be missed, by name or number of the class, such as
             ``{"lesion": 0.05}``, on average over the images that have the class: a false-negative rate, in which the final
             exit's own misses count, too. For one class a pixel; needs labels.
-        max_disagreement: Share of answers that may differ from the final exit's, in [0, 1]; of one class a pixel, the share
+        max_disagreement: Share of answers that may differ from the final exit's, in [0, 1]. Of one class a pixel, the share
             of pixels, on average over images.
         max_divergence: Mean divergence allowed between the attention map that answers and the final one, in [0, 1].
         max_cue_drop: How much more often early answers than final ones may change when everything outside the object comes
@@ -141,7 +141,7 @@ class CalibrationRequest:
         percentile: Share of samples, in (0, 100], that must keep max_ms; without it, their mean must.
         delta: Certify the limits for new data, with this chance of being wrong, such as 0.1. Needs a limit on a risk, or
             ``max_ms``. Without it the limits hold on these samples only (empirical mode).
-        score: Confidence score: max_probability (the default), entropy or margin; for several labels decided; for one class
+        score: Confidence score: max_probability (the default), entropy or margin; for several labels decided. For one class
             a pixel mean_probability (the default), low_probability or sure_share.
         temperature_scaling: Fit a temperature to each exit first, by likelihood. Needs labels and is skipped without them,
             and for one class a pixel, because a trace does not keep what it takes. Certified mode fits on the samples that
