@@ -36,6 +36,7 @@ MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many clas
 ROWS = 1 << 15  # samples whose maps are compared at once
 FILE = "trace.safetensors"  # in a trace_dir
 SAME = 0.99  # of the samples, when they are read again: batches of another size may change the last digits
+LARGEST_DENSE = 16  # batch of networks that answer one class a pixel
 PAIRING = 0  # seed of the pairs of samples for the shuffled-image null
 
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
@@ -69,7 +70,7 @@ def collect(  # noqa: PLR0913
             quartiles and machine. Measuring takes a few seconds, and nothing else should run meanwhile.
         timed_batch: number of samples in the batch that is timed, with ``cost="time"``; 1 for the latency of single samples.
             It is made of the first batch of the data, repeated if that is smaller; by default it is the first batch.
-        batch_size: for a ``Dataset`` and tensors.
+        batch_size: for a ``Dataset`` and tensors; of one class a pixel at most 16, because large maps fill the memory.
         compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
             there would be more than 2^26 logits (256 MiB). Of one class a pixel a trace always keeps a
             :class:`~exitlens.types.PixelSummary`.
@@ -102,6 +103,8 @@ def collect(  # noqa: PLR0913
         net.input_spec.modality.check_deletion(net.input_spec)
         if isinstance(data, Iterator):
             raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
+    if net.info.task == "segmentation":
+        batch_size = min(batch_size, LARGEST_DENSE)
     ranks = find_ranks()
     with ranks.together():
         recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
