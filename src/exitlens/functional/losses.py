@@ -35,9 +35,7 @@ def classification_loss(
         if sample_weights is not None:
             raise InputError("sample_weights: they are not for one class a pixel. Fix: leave them out")
         labels, known = labels.long(), labels != IGNORE  # they may be bytes
-        each = F.cross_entropy(
-            logits, labels, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing
-        )  # 0 without a class
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing, ignore_index=IGNORE)
         each = each if weights is None else each * weights[torch.where(known, labels, 0)]
         return each.sum() / known.sum().clamp_min(1)
     if labels.ndim == 2:
@@ -266,7 +264,9 @@ class EGTLoss:
         """
         if of_pixels and self.weight > 0 and (self.of == "evidence" or self.needs_relevance):
             wrong = "of: 'evidence'" if self.of == "evidence" else f"target: {self.target!r}"
-            raise InputError(f"{wrong} is for answers about whole images, and this network answers each pixel: leave it out")
+            raise InputError(
+                f"{wrong} is for answers about whole images, and this network answers each pixel. Fix: leave it out"
+            )
         follows = self.of != "attention" or (keeps_final and not attends) or of_pixels
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         usual = {"mean": SHARPNESS, "product": None if of_images else SHARPNESS_OF_TEXTS}.get(target)

@@ -25,7 +25,7 @@ class Risk:
 
     name: str
     values: (
-        Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless spending or an absolute loss is the risk
+        Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless spending is the risk, or it is absolute
     )
     limit: float  # on the mean, in [0, 1]
     kind: Literal["binary", "ternary", "unit", "signed"]  # losses are 0 or 1; -1, 0 or 1; in [0, 1]; in [-1, 1]

@@ -246,6 +246,8 @@ class ExitNet(nn.Module):
         self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
     ) -> Observation:
         """Run all exits once, and return their outputs with what a loss may ask for besides."""
+        if relevance:
+            refuse_segmentation(self.info.task, "relevance: it")
         activations, outputs, pooled = self.unpack(inputs), list[ExitOutput](), list[Tensor]()
         first_input = activations[0]
         mixing = Mixing() if relevance and self.has_self_attention else None

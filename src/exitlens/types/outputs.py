@@ -45,11 +45,12 @@ class Prediction:
     """Answers of adaptive inference, in the order of the inputs.
 
     Attributes:
-        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool.
+        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool; of each pixel ``(B,H,W)``.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the policy's score at the exit that answered, compared with the threshold if there is no gate;
             ``Report.calibration_error`` says how far it is from accuracy on your data.
-        probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature.
+        probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature; of each
+            pixel ``(B,C,H,W)``.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.

@@ -429,6 +429,9 @@ class Policy:
             raise PolicyError(f"score: expected one of {ALL_SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
+        if self.task == "segmentation" and (self.gate is not None or set(temperatures) != {1.0}):
+            wrong = "gate: it is for" if self.gate is not None else "temperatures: those other than 1 are for"
+            raise PolicyError(f"{wrong} answers about whole samples, its score {self.score!r} is for pixels: leave them out")
         for name, kind in (("calibration", Calibration), ("gate", Gate), ("binding", BindingCertificate)):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise PolicyError(

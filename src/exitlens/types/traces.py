@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +37,10 @@ RATIO = 3000.0  # of the farthest node's distance to the nearest's, at most
 class LogitsSummary(ABC):
     """What a trace keeps in place of logits ``(*S,C)``: named tensors of these samples and exits, in a dataclass."""
 
-    kept: ClassVar[str]  # why there is no indexing along the classes, and what to do
+    @property
+    @abstractmethod
+    def kept(self) -> str:
+        """What is kept, for who asks for more, and what to do."""
 
     @property
     @abstractmethod
@@ -119,8 +122,8 @@ class CompactLogits(LogitsSummary):
         return self.top
 
     @property
-    def kept(self) -> str:  # type: ignore[override]
-        """Why there is no indexing along the classes."""
+    def kept(self) -> str:
+        """What is kept, for who asks for more, and what to do."""
         return (
             f"only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along the classes: "
             "collect the trace with compact=False, or read .top and .classes"
@@ -169,8 +172,6 @@ class PixelSummary(LogitsSummary):
     disagreement: Tensor
     confusion: Tensor | None
 
-    kept: ClassVar[str] = "of pixels sums are kept, and no logits: read .scores, .means, .disagreement and .confusion"
-
     def __post_init__(self) -> None:
         *lead, classes = self.means.shape
         shapes = {"scores": (*lead, len(PIXEL_SCORES)), "disagreement": (*lead,), "confusion": (*lead, classes, classes)}
@@ -194,6 +195,11 @@ class PixelSummary(LogitsSummary):
     def first(self) -> Tensor:
         """The mean logits."""
         return self.means
+
+    @property
+    def kept(self) -> str:
+        """What is kept, for who asks for more, and what to do."""
+        return "of pixels sums are kept, and no logits: read .scores, .means, .disagreement and .confusion"
 
     def __repr__(self) -> str:
         return f"PixelSummary({', '.join(map(str, self.shape))})"

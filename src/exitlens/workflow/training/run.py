@@ -306,7 +306,7 @@ class TrainingRun:
                         cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
                 SHARED_CORES.adapt()
                 bar.advance(bar_task)
-        self.ranks.add([correct, cc, total, count, hits, marks, confusion])
+        self.ranks.add([correct, cc, total, count, hits, marks, *([confusion] if len(confusion) else [])])
         if not count:
             raise InputError("val: expected at least one batch, got none")
         row = {"accuracy": (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
