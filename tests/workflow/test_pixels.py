@@ -124,7 +124,7 @@ def test_a_trace_has_what_the_network_answers(unet):
     assert trace.gate_features is None
     again = xl.collect(unet, data.inputs)
     assert not again.is_labelled
-    with pytest.raises(xl.errors.InputError, match="compact: the logits of pixels are summed up"):
+    with pytest.raises(xl.errors.InputError, match="compact: logits of pixels are summed up"):
         xl.collect(unet, data, compact=True)
     with pytest.raises(xl.errors.InputError, match="some batches have labels and some have none"):
         xl.collect(unet, [(data.inputs[:4], data.labels[:4]), data.inputs[4:8]])

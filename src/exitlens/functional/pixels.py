@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.types.settings import PIXEL_SCORES
+from exitlens.types.tasks import find_answers
 from exitlens.types.traces import PixelSummary
 
 SURE = 0.9  # probability of a pixel that counts as sure
@@ -68,7 +69,7 @@ def summarise(outputs: Sequence[Tensor], size: Sequence[int], labels: Tensor | N
     means, classes = [logits.float().mean((2, 3)) for logits in outputs], outputs[0].shape[1]
     differing, confusion = list[Tensor](), list[Tensor]()
     for rows in torch.arange(len(outputs[0])).split(ROWS):
-        answers = [resize_logits(logits[rows].float(), size).argmax(1) for logits in outputs]
+        answers = [find_answers(resize_logits(logits[rows].float(), size), "segmentation") for logits in outputs]
         differing.append(torch.stack([(each != answers[-1]).float().mean((1, 2)) for each in answers], 1))
         if labels is not None:
             confusion.append(torch.stack([count_confusion(each, labels[rows], classes) for each in answers], 1))

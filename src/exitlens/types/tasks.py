@@ -57,17 +57,22 @@ def find_class_axis(task: Task) -> int:
     return -3 if task == "segmentation" else -1
 
 
+def _find_largest(values: Tensor, task: Task) -> Tensor:
+    # along the classes of pixels, argmax takes four times as long as max, which gives the first of equals, too
+    return values.max(-3).indices if task == "segmentation" else values.argmax(-1)
+
+
 def find_answers(logits: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool
     """Return the largest logit's class (of pixels, ``(...,C,H,W) -> (...,H,W)``); with several labels those of 0 or more.
 
     That is a probability of 1/2 or more, at any temperature.
     """
-    return logits >= 0 if task == "multilabel" else logits.argmax(find_class_axis(task))
+    return logits >= 0 if task == "multilabel" else _find_largest(logits, task)
 
 
 def read_answers(p: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool
     """Return the answers of :func:`find_answers`, from probabilities."""
-    return p >= 0.5 if task == "multilabel" else p.argmax(find_class_axis(task))
+    return p >= 0.5 if task == "multilabel" else _find_largest(p, task)
 
 
 def are_same(answers: Tensor, others: Tensor, task: Task) -> Tensor:  # -> (...) bool

@@ -139,8 +139,9 @@ class _Recorder:
         self._net, self._folder, self._store = net, folder, RowStore(folder)
         if net.info.task != "classes":
             if compact:
-                fix = "need all logits" if net.info.task == "multilabel" else "of pixels are summed up"
-                raise InputError(f"compact: the logits {fix}. Fix: leave it out.")
+                several = net.info.task == "multilabel"
+                reason = "several labels per sample need all logits" if several else "logits of pixels are summed up"
+                raise InputError(f"compact: {reason}. Fix: leave it out.")
             compact = False
         self._compact, self._is_compact = compact, bool(compact)
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()

@@ -26,7 +26,7 @@ from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, PixelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
-from exitlens.types.tasks import read_answers, refuse_segmentation
+from exitlens.types.tasks import find_answers, read_answers, refuse_segmentation
 
 
 def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
@@ -154,7 +154,8 @@ def _run_exits(
 
 def _view_pixels(net: ExitNet, results: Sequence[_ExitResult], k: int, size: Sequence[int]) -> list[PixelView]:
     """Return an exit's answers for the pixels of every sample, compared with those of the last exit that was run."""
-    answers, last = (resize_logits(result.out.logits, size).argmax(1) for result in (results[k], results[-1]))
+    logits = (resize_logits(result.out.logits, size) for result in (results[k], results[-1]))
+    answers, last = (find_answers(each, "segmentation") for each in logits)
     maps, told = net.info.place(k, class_maps(results[k].out.evidence)), [each.unique() for each in answers]
     return [PixelView(answers[i].clone(), told[i], maps[i][told[i]], answers[i] != last[i]) for i in range(len(answers))]
 
