@@ -561,6 +561,13 @@ class KeptPixelHead(KeptHead):
         out = self(*activations)
         return out.logits, out.attention
 
+    def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
+        """Return the output; with ``separate_map``, attention and evidence have no gradients, as they are the backbone's."""
+        out: ExitOutput = self(*activations)
+        if not separate_map:
+            return out
+        return out._replace(attention=out.attention.detach(), evidence=out.evidence.detach())
+
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention and evidence."""
         logits, size = self.classify(*activations), self.layout.size(activations[0].shape)
