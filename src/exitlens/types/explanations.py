@@ -63,6 +63,12 @@ class PixelView(NamedTuple):
         labels: ``(H,W)``, the class of each pixel. told: ``(P,)``, the classes that any pixel has.
         class_maps: ``(P,h,w)``, where the logit of each of these is large on the exit's own grid: non-negative, sums to 1.
         differs: ``(H,W)`` bool, the pixels whose class differs from the final exit's; ``None`` if that was not run.
+
+    Examples:
+        >>> decoded = xl.attach("small", ["layer2"], 10, images[:1], task="segmentation").eval()
+        >>> view = xl.explain(decoded, images[0], xl.Policy((0.5,), score="mean_probability")).exits[0].pixels
+        >>> view.labels.shape, view.differs.dtype
+        (torch.Size([40, 40]), torch.bool)
     """
 
     labels: Tensor

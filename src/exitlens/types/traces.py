@@ -40,7 +40,7 @@ class LogitsSummary(ABC):
     @property
     @abstractmethod
     def kept(self) -> str:
-        """What is kept, for who asks for more, and what to do."""
+        """The reason why there is no indexing along the classes, and what to do."""
 
     @property
     @abstractmethod
@@ -123,7 +123,7 @@ class CompactLogits(LogitsSummary):
 
     @property
     def kept(self) -> str:
-        """What is kept, for who asks for more, and what to do."""
+        """The reason why there is no indexing along the classes, and what to do."""
         return (
             f"only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along the classes: "
             "collect the trace with compact=False, or read .top and .classes"
@@ -198,7 +198,7 @@ class PixelSummary(LogitsSummary):
 
     @property
     def kept(self) -> str:
-        """What is kept, for who asks for more, and what to do."""
+        """The reason why there is no indexing along the classes, and what to do."""
         return "of pixels sums are kept, and no logits: read .scores, .means, .disagreement and .confusion"
 
     def __repr__(self) -> str:
