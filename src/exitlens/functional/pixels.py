@@ -38,6 +38,18 @@ def resize_probabilities(p: Tensor, size: Sequence[int]) -> Tensor:  # (B,C,h,w)
     return resize_logits(p.clamp_min(TINY).log(), size).softmax(1)
 
 
+def split_tiles(x: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*R,H,W) -> (B*T,*R,H/rows,W/columns)
+    """Cut images into ``grid`` = (rows, columns) tiles, an image's tiles row by row."""
+    tiles: Tensor = x.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1))  # (B,*R,rows,h,columns,w)
+    return tiles.movedim((-4, -2), (1, 2)).flatten(0, 2)
+
+
+def join_tiles(tiles: Tensor, grid: Sequence[int]) -> Tensor:  # (B*T,*R,h,w) -> (B,*R,H,W)
+    """Put tiles together again: the inverse of :func:`split_tiles`."""
+    images: Tensor = tiles.unflatten(0, (-1, *grid)).movedim((1, 2), (-4, -2))
+    return images.flatten(-2).flatten(-3, -2)
+
+
 def score_pixels(p: Tensor, kind: str) -> Tensor:  # (*S,C,h,w) -> (*S)
     """Return an image's certainty from the largest probability in each cell, see :data:`PIXEL_SCORES`.
 
@@ -60,19 +72,25 @@ def count_confusion(answers: Tensor, labels: Tensor, classes: int) -> Tensor:  #
     return counts[:, :-1].view(-1, classes, classes)
 
 
-def summarise(outputs: Sequence[Tensor], size: Sequence[int], labels: Tensor | None) -> PixelSummary:
+def summarise(
+    outputs: Sequence[Tensor], size: Sequence[int], labels: Tensor | None, grid: Sequence[int] = (1, 1)
+) -> PixelSummary:
     """Return what a trace keeps of every exit's logits ``(B,C,h,w)``, whose answers are for inputs of ``size``.
 
-    ``labels`` are ``(B,H,W)``, of that size.
+    ``labels`` are ``(B,H,W)``, of that size. With a ``grid`` of several tiles, each of these counts as an image.
     """
-    scores = [torch.stack([score_pixels(logits.float().softmax(1), kind) for kind in PIXEL_SCORES], 1) for logits in outputs]
-    means, classes = [logits.float().mean((2, 3)) for logits in outputs], outputs[0].shape[1]
+    coarse = [split_tiles(logits.float(), grid) for logits in outputs]
+    scores = [torch.stack([score_pixels(logits.softmax(1), kind) for kind in PIXEL_SCORES], 1) for logits in coarse]
+    means, classes = [logits.mean((2, 3)) for logits in coarse], outputs[0].shape[1]
     differing, confusion = list[Tensor](), list[Tensor]()
     for rows in torch.arange(len(outputs[0])).split(ROWS):
         answers = [find_answers(resize_logits(logits[rows].float(), size), "segmentation") for logits in outputs]
+        answers = [split_tiles(each, grid) for each in answers]
         differing.append(torch.stack([(each != answers[-1]).float().mean((1, 2)) for each in answers], 1))
         if labels is not None:
-            confusion.append(torch.stack([count_confusion(each, labels[rows], classes) for each in answers], 1))
+            confusion.append(
+                torch.stack([count_confusion(each, split_tiles(labels[rows], grid), classes) for each in answers], 1)
+            )
     return PixelSummary(
         scores=torch.stack(scores, 1),
         means=torch.stack(means, 1),

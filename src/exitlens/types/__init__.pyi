@@ -29,6 +29,7 @@ from .swaps import AreaUnderCurve as AreaUnderCurve
 from .swaps import Binding as Binding
 from .swaps import CueSwap as CueSwap
 from .swaps import SwapShares as SwapShares
+from .tiles import Tiles as Tiles
 from .traces import CompactLogits as CompactLogits
 from .traces import ExitLatency as ExitLatency
 from .traces import PixelSummary as PixelSummary

@@ -58,6 +58,8 @@ class Prediction:
             map is near, too); 1 at the final exit. ``None`` without a gate.
         refused: ``(B,)`` the first exit whose answer was sure enough by its confidence and refused by the gate; -1: none.
             ``None`` without a gate.
+        tile_exits: ``(B,rows,columns)`` the exit that answered each tile; ``exits`` is then the last of them, and
+            ``confidence`` the least sure tile's. ``None`` without tiles.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
 
@@ -75,6 +77,7 @@ class Prediction:
     index: Tensor | None = None
     trust: Tensor | None = None
     refused: Tensor | None = None
+    tile_exits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

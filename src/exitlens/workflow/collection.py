@@ -30,6 +30,7 @@ from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
 from exitlens.types.tasks import are_same, check_truth, find_answers, refuse_segmentation
+from exitlens.types.tiles import Tiles
 from exitlens.types.traces import Logits, LogitsSummary, PixelSummary, hash_rows
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
@@ -53,6 +54,7 @@ def collect(  # noqa: PLR0913
     compact: bool | None = None,
     swapped: int = 0,
     trace_dir: str | Path | None = None,
+    tiles: Tiles | None = None,
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
 
@@ -81,6 +83,10 @@ def collect(  # noqa: PLR0913
         trace_dir: directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
             columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
 
+        tiles: with one class a pixel, record every tile (:class:`~exitlens.types.Tiles`) as a sample, its image as the group
+            unless the data name groups, for policies that :func:`exitlens.predict` applies to tiles. What exits after the
+            first answer is recorded of whole images, which is the same if the halo is large enough. Maps are left out.
+
     Returns:
         A :class:`Trace` with the logits and, if the exits have maps, every consistency measure of docs/concepts/method.md
         with its two nulls.
@@ -103,17 +109,24 @@ def collect(  # noqa: PLR0913
         net.input_spec.modality.check_deletion(net.input_spec)
         if isinstance(data, Iterator):
             raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
+    if tiles is not None:
+        require(tiles, Tiles, "tiles")
+        if net.info.task != "segmentation" or cost == "time":
+            raise InputError(
+                "tiles: they are for answers to each pixel, at a cost in multiply-accumulates. Fix: leave it out"
+            )
     if net.info.task == "segmentation":
         batch_size = min(batch_size, LARGEST_DENSE)
     ranks = find_ranks()
     with ranks.together():
-        recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
+        folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
+        recorder = _Recorder(net, folder, compact, tiles)
         source = take_share(data, batch_size, ranks, "data")
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
     first: list[Inputs] = []
-    ranks.hand_over(_observe(net, stream, first), recorder.add)
+    ranks.hand_over(_observe(net, stream, first, tiles), recorder.add)
     share_bad(data, ranks)
 
     def finish() -> Trace:
@@ -131,7 +144,7 @@ def collect(  # noqa: PLR0913
 class _Recorder:
     """Takes in batch after batch, and makes a trace of them."""
 
-    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
+    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None, tiles: Tiles | None) -> None:
         if folder is not None:
             if (folder / FILE).exists():
                 raise OutputExistsError(f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load) or pass another one.")
@@ -146,7 +159,8 @@ class _Recorder:
         self._compact, self._is_compact = compact, bool(compact)
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
-        self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads)
+        self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads) and tiles is None
+        self._tiles, self._images, self._overhead = tiles, 0, 1.0  # of a tile with its halo
 
     def add(self, seen: _Observed) -> None:
         """Check and store a batch."""
@@ -158,7 +172,7 @@ class _Recorder:
         if self._labels and (labels is None) != (self._labels[0] is None):
             raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
         self._labels.append(labels)
-        self._ids.append(seen.groups)
+        self._ids.append(seen.groups if self._tiles is None else self._name_images(seen, len(logits), self._tiles))
         self._count, self._classes = self._count + len(logits), logits.shape[2]
         if isinstance(logits, PixelSummary):
             self._store_parts(logits)
@@ -166,6 +180,15 @@ class _Recorder:
             self._add_logits(logits, labels)
         if self._has_maps:
             self._add_maps(seen)
+
+    def _name_images(self, seen: _Observed, count: int, tiles: Tiles) -> Tensor:
+        """Return the group of every tile: that of its image, or else the image."""
+        overhead = tiles.find_overhead(seen.size)
+        if self._images and overhead != self._overhead:
+            raise InputError("data: its images differ in size, and so do the costs of their tiles. Fix: resize them.")
+        images = torch.arange(seen.images) + self._images if seen.groups is None else seen.groups
+        self._images, self._overhead = self._images + seen.images, overhead
+        return images.repeat_interleave(count // seen.images)
 
     def _add_logits(self, logits: Tensor, labels: Tensor | None) -> None:
         if self._is_compact:
@@ -228,7 +251,7 @@ class _Recorder:
             labels=None if is_dense else labels,
             sample_hashes=self._store.take("sample_hashes") if self._is_compact else None,
             **agreement,
-            cost=self._net.cost if timing is None else torch.tensor(timing.cost),
+            cost=self._find_cost() if timing is None else torch.tensor(timing.cost),
             timing=timing,
             network=self._net.identity(),
             gate_features=self._store.take("gate_features") if has_gate else None,
@@ -242,6 +265,11 @@ class _Recorder:
             return trace
         trace.save(self._folder / FILE)
         return Trace.load(self._folder / FILE)
+
+    def _find_cost(self) -> Tensor:
+        """Return the cost of the exits; after the first stage, that of tiles with their halos."""
+        first = self._net.cost[:1]
+        return self._net.cost if self._tiles is None else first + (self._net.cost - first) * self._overhead
 
 
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -257,9 +285,11 @@ class _Observed(NamedTuple):
     groups: Tensor | None  # (B,)
     gate_features: Tensor | None  # (B,K-1,3)
     maps: MapPairs  # for each exit its map and the final one, on one grid
+    images: int  # B, whatever the tiles
+    size: tuple[int, ...]  # of the first input's locations
 
 
-def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
+def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs], tiles: Tiles | None) -> Iterator[_Observed]:
     """Run every batch through every exit, and keep the inputs of the first in ``first``."""
     for inputs, labels, groups in stream:
         if not first:
@@ -275,25 +305,32 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iter
         answers, attention = zip(*outputs, strict=True)
         grids = [on_common_grid(each.float(), attention[-1].float()) for each in attention]
         yield _Observed(
-            _sum_up(net, activations[0], answers, labels)
+            _sum_up(net, activations[0], answers, labels, tiles)
             if features is None
             else torch.stack([logits.float() for logits in answers], 1).cpu(),
             None if labels is None or features is None else labels.cpu(),
             None if groups is None else groups.cpu(),
             features.cpu() if features is not None and features.shape[1] else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
+            len(activations[0]),
+            tuple(activations[0].shape[2:]),
         )
 
 
-def _sum_up(net: ExitNet, images: Tensor, logits: Sequence[Tensor], labels: Tensor | None) -> PixelSummary:
+def _sum_up(
+    net: ExitNet, images: Tensor, logits: Sequence[Tensor], labels: Tensor | None, tiles: Tiles | None
+) -> PixelSummary:
     """Return what is kept of the logits of pixels of a batch, on the CPU."""
     size = tuple(images.shape[2:])
     if labels is not None:
         check_truth(labels, len(images), net.info.num_classes, net.info.task, "data, labels")
         if labels.shape[1:] != size:
             raise InputError(f"data, labels: expected {(len(images), *size)}, as the images, got {tuple(labels.shape)}")
+    if tiles is not None:
+        for each in logits:
+            tiles.check_stride(size[0] / each.shape[2])
     with torch.inference_mode():
-        kept = summarise(logits, size, labels)
+        kept = summarise(logits, size, labels, (1, 1) if tiles is None else tiles.count(size))
     return PixelSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
 
 
