@@ -44,7 +44,7 @@ def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
         meaning = match["meaning"]
         if meaning is None:
             return re.sub(r"</?abbr\b[^>]*>", "", match[0])
-        if meaning in shown:
+        if meaning in shown or html[match.start() - 1] == "-":  # two-stage training is something else
             return match["word"]
         shown.add(meaning)
         return match[0]

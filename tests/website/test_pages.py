@@ -95,12 +95,12 @@ def test_a_word_of_the_glossary_shows_its_meaning_where_it_is_used_first():
     assert glossary.list_forms("final exit") == ["final exit", "final exits", "Final exit", "Final exits"]
     assert glossary.list_forms("policy")[1] == "policies"
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/speed.md"))
-    text = "# A trace\n\nTraces, a trace, `trace` and [a policy](#x), a policy that retraces."
+    text = "# A trace\n\nMulti-trace traces, a trace, `trace` and [a policy](#x), a policy that retraces."
     source = glossary.on_page_markdown(text, page=page, config=None, files=None)
     html = markdown.markdown(source, extensions=["abbr"])
     shown = glossary.on_page_content(html, page=page, config=None, files=None)
     assert shown == (
-        f'<h1>A trace</h1>\n<p><abbr title="{meanings["trace"]}">Traces</abbr>, a trace, <code>trace</code> and '
+        f'<h1>A trace</h1>\n<p>Multi-trace <abbr title="{meanings["trace"]}">traces</abbr>, a trace, <code>trace</code> and '
         f'<a href="#x">a policy</a>, a <abbr title="{meanings["policy"]}">policy</abbr> that retraces.</p>'
     )
     page.file.src_uri = glossary.GLOSSARY
