@@ -26,7 +26,7 @@ from exitlens.errors import (
     require,
 )
 from exitlens.io import read_json, read_tensors, replace_directory, verify_checksums, write_manifest, write_tensors
-from exitlens.model.attach import attach
+from exitlens.model.attach import OtherHead, attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cascade import cascade
@@ -155,7 +155,9 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
         _write_manifest(temporary, others + _write_policies(temporary, policies), manifest)
 
 
-def load(directory: str | Path, *, backbone: Backbone = None) -> tuple[ExitNet, Policy | None]:
+def load(
+    directory: str | Path, *, backbone: Backbone = None, heads: Mapping[int, OtherHead] | None = None
+) -> tuple[ExitNet, Policy | None]:
     """Read a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
 
     Args:
@@ -163,6 +165,7 @@ def load(directory: str | Path, *, backbone: Backbone = None) -> tuple[ExitNet, 
             with a :class:`~exitlens.errors.WeightsWarning`.
         backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced. For a
             cascade, the modules of its members (``None`` for one that has a source).
+        heads: heads of your own, as :func:`exitlens.attach` took them; their weights are replaced.
 
     Raises:
         BundleError: a missing, altered or truncated file, another format, or a backbone that does not fit.
@@ -182,7 +185,7 @@ def load(directory: str | Path, *, backbone: Backbone = None) -> tuple[ExitNet, 
         tuning = values.pop("tuning")
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
         info = NetworkInfo.from_dict(values)
-        net = _build(info, backbone).to(getattr(torch, facts["dtype"]))
+        net = _build(info, backbone, heads).to(getattr(torch, facts["dtype"]))
         net.info = info
         if tuning is not None:
             net.tuning = Tuning.from_dict(tuning)
@@ -293,7 +296,7 @@ def _verify_files(source: Path) -> dict[str, Any]:
     return manifest | {"onnx": manifest.get("onnx", [])}
 
 
-def _build(info: NetworkInfo, backbone: Backbone) -> ExitNet:
+def _build(info: NetworkInfo, backbone: Backbone, heads: Mapping[int, OtherHead] | None = None) -> ExitNet:
     if info.members:
         given: Any = [None] * len(info.members) if backbone is None else backbone
         if not isinstance(given, Sequence) or len(given) != len(info.members):
@@ -319,7 +322,7 @@ def _build(info: NetworkInfo, backbone: Backbone) -> ExitNet:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
         shape: dict[str, Any] = {"final": info.final, "end": info.end, "layout": info.layout, "head": info.head}
-        return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
+        return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, heads=heads, **shape)
 
 
 def find_bundle(path: Path, backbone: Backbone = None) -> Path:
