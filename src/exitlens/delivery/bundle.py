@@ -298,6 +298,8 @@ def _verify_files(source: Path) -> dict[str, Any]:
 
 def _build(info: NetworkInfo, backbone: Backbone, heads: Mapping[int, OtherHead] | None = None) -> ExitNet:
     if info.members:
+        if heads:
+            raise BundleError("it is a cascade, whose members have heads of their own. Fix: leave heads out.")
         given: Any = [None] * len(info.members) if backbone is None else backbone
         if not isinstance(given, Sequence) or len(given) != len(info.members):
             raise BundleError(f"it is a cascade. Fix: load(..., backbone=[...]) with its {len(info.members)} members.")
