@@ -78,7 +78,8 @@ def fit(
     make_training: Callable[..., TrainingSettings],
     resume: Annotated[bool, Option("--resume", help="Continue a stopped run; --epochs may be more than before.")] = False,
     tracker: Annotated[
-        Tracker | None, Option(help="Log to MLflow, Weights & Biases or TensorBoard (docs/guides/trackers.md).")
+        Tracker | None,
+        Option(help="Where to log training, too: `mlflow`, `wandb` or `tensorboard` (docs/guides/trackers.md)."),
     ] = None,
     json_: Json = False,
     split_by: Annotated[str, of_data(help="A column of the data that says which split each sample is in.")] = "",
