@@ -53,12 +53,12 @@ def _check_examples(examples: Tensor | None, net: ExitNet) -> None:
     if net.input_spec.modality.name != "image":
         raise InputError(f"examples: maps are drawn over images, this network takes {net.input_spec.modality.plural}")
     require_maps(net.heads, "a tracker with examples=")
-    net.check_input(examples, "examples")
+    net.check_input(examples.to(net.device), "examples")
 
 
 def _draw_maps(net: ExitNet, examples: Tensor) -> Image.Image:
     """Draw a row for each image: the image, and every exit's attention over it."""
-    whys = explain_batch(net, examples, Policy.never(net.num_exits))
+    whys = explain_batch(net, examples.to(net.device), Policy.never(net.num_exits))
     return draw_contact_sheet({"": whys})
 
 

@@ -196,7 +196,11 @@ def fit(
 def _make_tracker(name: Tracker) -> TrainingCallback:
     from exitlens import trackers
 
-    kinds = {"mlflow": trackers.MLflowTracker, "wandb": trackers.WandbTracker, "tensorboard": trackers.TensorBoardTracker}
+    kinds: dict[Tracker, Callable[[], TrainingCallback]] = {
+        "mlflow": trackers.MLflowTracker,
+        "wandb": trackers.WandbTracker,
+        "tensorboard": trackers.TensorBoardTracker,
+    }
     return kinds[name]()
 
 
