@@ -196,6 +196,7 @@ def open_hub(cache: Path) -> Iterator[Hub]:
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         patch.setattr("time.sleep", lambda seconds: None)  # as between attempts
         try:
             yield hub

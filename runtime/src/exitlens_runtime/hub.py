@@ -65,7 +65,8 @@ def _fetch(hub: Any, repo: str, revision: str | None) -> tuple[Path, str]:
             raise
         return Path(fetch(revision=revision, local_files_only=True)), _first_line(error)
     folder = Path(fetch(revision=commit))
-    fetch(revision=revision)  # fetches nothing: from here on, the revision means this commit
+    if (folder / MANIFEST).is_file():
+        hub.hf_hub_download(repo, MANIFEST, revision=revision)  # is there: from here on, the revision means this commit
     return folder, ""
 
 

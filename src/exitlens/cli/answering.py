@@ -413,7 +413,12 @@ def push(
 ) -> None:
     """Push a bundle with a model card to the Hugging Face Hub (extra `hub`); --bundle hf://USER/NAME then names it."""
     address = xl.push_to_hub(bundle, repo, private=private, message=message)
-    show(json_, {"address": address}, f"{bundle} is on the Hub", [["this state of it, for good"], [address]])
+    show(
+        json_,
+        {"address": address},
+        f"{bundle} is on the Hub; this address names its present state for good",
+        [["address"], [address]],
+    )
 
 
 @verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")

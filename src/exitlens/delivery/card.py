@@ -14,7 +14,7 @@ from exitlens.io import read_json, write_text
 from exitlens.model.network import NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.outputs import exit_name, format_threshold
-from exitlens.types.policies import DEFAULT
+from exitlens.types.policies import DEFAULT, Calibration
 from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
@@ -62,23 +62,25 @@ def write_card(directory: Path, report: Report | None = None) -> None:
 
     facts, policies, path = _read_facts(directory), _read_policies(directory), directory / CARD
     policy = policies.pop(DEFAULT, None)
-    columns = {} if policy is None else _tabulate(facts, policy, report)
+    record = None if policy is None or policy.is_changed else policy.calibration
+    columns = {} if policy is None else _tabulate(facts, policy, record, report)
     text = load_template("card.md.j2").render(
         facts=facts,
         policy=policy,
+        calibration=record,
         others=policies,
         report=report,
         columns=list(columns),
         rows=list(zip(*columns.values(), strict=True)),
     )
     begin, text = _BEGIN.format(_hash_bundle(directory)), re.sub(r"\n{3,}", "\n\n", text).strip()
-    record, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, _OPENING.format(facts.title))
+    written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, _OPENING.format(facts.title))
     is_marked = _RECORD.search(card.text) is not None
-    card.text = _RECORD.sub(lambda _: record, card.text) if is_marked else f"{card.text.rstrip()}\n\n{record}\n"
+    card.text = _RECORD.sub(lambda _: written, card.text) if is_marked else f"{card.text.rstrip()}\n\n{written}\n"
     card.data.library_name, card.data.pipeline_tag = "exitlens", _PIPELINES.get(facts.modality)
     card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
     card.data.model_name = card.data.model_name or facts.title
-    card.data.eval_results = list(_list_results(facts, policy, report)) or None
+    card.data.eval_results = list(_list_results(facts, record, report)) or None
     write_text(path, str(card))
 
 
@@ -149,7 +151,7 @@ def _read_facts(directory: Path) -> _Facts:
     )
 
 
-def _tabulate(facts: _Facts, policy: Policy, report: Report | None) -> dict[str, list[str]]:
+def _tabulate(facts: _Facts, policy: Policy, record: Calibration | None, report: Report | None) -> dict[str, list[str]]:
     """Return the columns of the table of exits, by their heads."""
     columns = {
         "exit": [exit_name(k, facts.num_exits) for k in range(facts.num_exits)],
@@ -161,15 +163,15 @@ def _tabulate(facts: _Facts, policy: Policy, report: Report | None) -> dict[str,
         columns["answers (%)"] = [_percent(row.share) for row in report.exits]
         columns["accuracy of these (%)"] = [_percent(row.accuracy_when_taken) for row in report.exits]
         columns["accuracy on all samples (%)"] = [_percent(row.accuracy) for row in report.exits]
-    elif policy.calibration is not None and policy.calibration.reference is not None:
-        counts = [sum(cells) for cells in policy.calibration.reference.counts]
+    elif record is not None and record.reference is not None:
+        counts = [sum(cells) for cells in record.reference.counts]
         columns["answers (%)"] = [_percent(count / sum(counts)) for count in counts]
     return columns
 
 
-def _list_results(facts: _Facts, policy: Policy | None, report: Report | None) -> Iterator[Any]:
+def _list_results(facts: _Facts, record: Calibration | None, report: Report | None) -> Iterator[Any]:
     """Yield what the metadata has of figures: of test samples, or of those that tested the certificate."""
-    record, figures = None if policy is None else policy.calibration, dict[str, float | None]()
+    figures: dict[str, float | None] = {}
     if report is not None:
         figures = {"accuracy": report.accuracy, "accuracy_drop": report.accuracy_drop, "mean_cost": report.cost}
         samples, split = f"{report.samples:,} test samples of the author", "test"
