@@ -15,6 +15,7 @@ import typer
 
 import exitlens as xl
 from exitlens.cli import verbs
+from tests.hub import open_hub
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -79,8 +80,9 @@ def test_python_in_docs_runs_after_the_readme(page, readme, tmp_path, monkeypatc
     monkeypatch.setattr("exitlens.model.cutting.placement.SECONDS", 0.0)
     monkeypatch.setattr("exitlens.model.engine.manager.MICRO_BATCHES", (1, 8))
     space = dict(readme[0], net=copy.deepcopy(readme[0]["net"]))
-    for block in read_blocks(page, "python"):
-        run(block.replace("seconds=0.5", "seconds=0.01"), page.name, space, tmp_path)
+    with open_hub(tmp_path / "cache") if page.stem == "hub" else contextlib.nullcontext():
+        for block in read_blocks(page, "python"):
+            run(block.replace("seconds=0.5", "seconds=0.01"), page.name, space, tmp_path)
 
 
 @pytest.mark.slow
