@@ -158,10 +158,13 @@ def test_refusals_say_what_to_do(pushed, written, monkeypatch):
 
 
 def test_only_bundles_are_pushed(hub, tmp_path, monkeypatch):
-    for directory in (tmp_path, "hf://user/name"):
-        with pytest.raises(BundleError, match=r"directory: expected a bundle, got .* Fix: "):
-            xl.push_to_hub(directory, "user/name")
-    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": {"policy.json": "0"}}))
+    for manifest in (None, [], {"sha256": {}}):
+        if manifest is not None:
+            (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        for directory in (tmp_path, "hf://user/name"):
+            with pytest.raises(BundleError, match=r"directory: expected a bundle, got .* Fix: "):
+                xl.push_to_hub(directory, "user/name")
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "exitlens", "sha256": {"policy.json": "0"}}))
     with pytest.raises(BundleError, match=r"policy\.json: missing"):
         xl.push_to_hub(tmp_path, "user/name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -117,9 +117,10 @@ def push_to_hub(directory: str | Path, repo: str, *, private: bool | None = None
     require(directory, str | Path, "directory")
     require(repo, str, "repo", "user/name")
     source = Path(directory) if (Path(directory) / MANIFEST).is_file() else Path(directory) / "bundle"
-    if is_address(directory) or not (source / MANIFEST).is_file():
+    manifest = read_json(source / MANIFEST) if (source / MANIFEST).is_file() else None
+    if not isinstance(manifest, dict) or not ("segments" in manifest or manifest.get("kind") == "exitlens"):
         raise BundleError(f"directory: expected a bundle, got {directory}. Fix: give what save, export or fit wrote.")
-    verify_checksums(source, manifest := read_json(source / MANIFEST))
+    verify_checksums(source, manifest)
     repo, revision = parse_address(repo if is_address(repo) else f"hf://{repo}")
     hub = import_extra("huggingface_hub", "hub", "push_to_hub")
     publish_card(source, repo)

@@ -123,7 +123,7 @@ def test_a_token_count_is_not_taken_for_channels(monkeypatch, names, shape, chan
     asked = []
     monkeypatch.setattr(build, "build_backbone", lambda *args, **kwargs: asked.append(args))
     dtypes = ("int64",) * len(names)
-    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert", inputs=names, dtypes=dtypes))
+    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert", inputs=names, dtypes=dtypes, config={}))
     assert asked == [("hf:bert", 5, channels)]
     assert build.make_example(nn.Linear(2, 2), 1, 28).shape == (1, 1, 28, 28)
 
