@@ -20,6 +20,7 @@ from exitlens.cli.options import (
     Compare,
     Data,
     Json,
+    OwnBundle,
     PolicyName,
     as_options,
     list_bad,
@@ -257,7 +258,7 @@ class CollectOptions:
 @takes(ReadSettings, {"Data": f"data {READING}"})
 @takes(CollectOptions, TRACE)
 def calibrate(
-    bundle: Bundle,
+    bundle: OwnBundle,
     make_request: Callable[..., CalibrationRequest],
     make_reading: Callable[..., ReadSettings],
     make_trace_options: Callable[..., CollectOptions],
@@ -510,7 +511,7 @@ def compare(
 @verbs.command(epilog="Example: `exitlens certify --bundle runs/x --area 0.2`")
 @takes(ReadSettings, {"Data": f"data {READING}"})
 def certify(
-    bundle: Bundle,
+    bundle: OwnBundle,
     make_reading: Callable[..., ReadSettings],
     area: Annotated[float, of_swaps(help="Share of an input's locations that a map shows.")] = 0.2,
     delta: Annotated[float, of_swaps(help="Chance that the promise is wrong.")] = 0.1,
