@@ -185,6 +185,8 @@ def _describe(name: str, data: bytes) -> dict[str, Any]:
 def open_hub(cache: Path) -> Iterator[Hub]:
     """Let huggingface_hub speak to a stand-in, with a cache and a token of its own."""
     constants = pytest.importorskip("huggingface_hub.constants")
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
     hub = Hub()
     threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
@@ -196,10 +198,11 @@ def open_hub(cache: Path) -> Iterator[Hub]:
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         patch.setattr("time.sleep", lambda seconds: None)  # as between attempts
+        disable_progress_bars()
         try:
             yield hub
         finally:
+            enable_progress_bars()
             hub.shutdown()
             hub.server_close()
