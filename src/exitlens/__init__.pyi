@@ -27,7 +27,7 @@ from .model.engine.tuning import Tuning as Tuning
 from .model.network import ExitNet as ExitNet
 from .ranks import DistributedContext as DistributedContext
 from .types import CalibrationRequest as CalibrationRequest
-from .types import Explanation as Explanation
+from .types import ExitOutput as ExitOutput
 from .types import Policy as Policy
 from .types import Prediction as Prediction
 from .types import Trace as Trace

@@ -238,7 +238,7 @@ def _explain_one(
         show(json_, why.to_dict(), why.reason, _tabulate(why))
 
 
-def _tabulate(why: xl.Explanation) -> list[list[str]]:
+def _tabulate(why: xl.types.Explanation) -> list[list[str]]:
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
