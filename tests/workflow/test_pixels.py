@@ -221,6 +221,7 @@ def test_measured_time(unet):
         ("relevance: it", lambda net, data, path: net.with_relevance(data.inputs)),
         ("swapped: it", lambda net, data, path: xl.collect(net, data, swapped=4)),
         (r"members\[0\]: a cascade", lambda net, data, path: xl.cascade([net, net])),
+        ("card: it", lambda net, data, path: xl.save(net, POLICY, path / "b", card=True)),
         ("net: serving", lambda net, data, path: wrap_network("x", net, {"default": POLICY})),
         ("policy: an Adaptive", lambda net, data, path: xl.predict(net, data.inputs, xl.Adaptive(POLICY, 0.1))),
     ],
