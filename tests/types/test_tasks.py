@@ -28,6 +28,8 @@ def test_pixels_are_a_task():
     assert tasks.are_same(both, torch.tensor([[[0, 1]], [[0, 0]]]), "segmentation").tolist() == [True, False]
     tasks.check_truth(torch.tensor([[[0, 255]]], dtype=torch.uint8), 1, 2, "segmentation")
     tasks.refuse_segmentation("classes", "net: export")
+    with pytest.raises(xl.errors.InputError, match="labels: a name for an answer is not there yet"):
+        tasks.name_answers(both, ("a", "b"))
     with pytest.raises(
         xl.errors.InputError, match="net: export is not there yet for networks that answer one class a pixel"
     ):

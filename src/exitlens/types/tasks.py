@@ -88,6 +88,8 @@ def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";")
 
 def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,) or (B,C) bool
     """Return each sample's answer in words; by :func:`name_labels` with several labels per sample."""
+    if answers.ndim == 3:
+        refuse_segmentation("segmentation", "labels: a name for an answer")
     if answers.ndim == 2:
         return [name_labels(present, classes) for present in answers]
     return [classes[i] if classes else str(i) for i in answers.tolist()]
