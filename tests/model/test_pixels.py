@@ -177,8 +177,13 @@ def test_a_series_has_no_pixels():
         xl.attach("small", 1, 4, torch.zeros(1, 2, 64), task="segmentation")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("lraspp_mobilenet_v3_large", marks=pytest.mark.slow),
+        pytest.param("deeplabv3_mobilenet_v3_large", marks=pytest.mark.long),
+    ],
+)
 def test_networks_of_torchvision(name):
     from torchvision.models import segmentation
 
