@@ -143,8 +143,12 @@ def test_a_certificate_that_too_few_samples_refuse_is_a_warning(iris):
 
 
 def test_what_cannot_be_learnt_is_refused(iris):
-    with pytest.raises(xl.errors.InputError, match=r"y: expected two classes or more, got 1 class, 'x'"):
+    with pytest.raises(xl.errors.InputError, match=r"of two classes or more, got 150 samples of the class\(es\) \['x'\]"):
         Quick().fit(iris[0], ["x"] * 150)
+    with pytest.raises(xl.errors.InputError, match=r"y: expected 4 samples or more, .*got 2"):
+        Quick().fit(["a good lamp", "a bad lamp"], [0, 1])
+    with pytest.raises(xl.errors.InputError, match="held_out: expected a share"):
+        Quick(held_out=1.0).fit(*iris)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         Quick().fit(["a", "b", "c"], [0, 1])
     for ask in ("predict", "predict_proba", "predict_exits", "explain"):

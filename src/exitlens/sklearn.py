@@ -20,7 +20,7 @@ from exitlens.data.arrays import MOST_TOKENS, are_texts, arrange, choose_scaling
 from exitlens.delivery import bundle
 from exitlens.errors import BundleError, DataWarning, InputError, import_extra
 from exitlens.functional.losses import EGTLoss
-from exitlens.io import read_json, write_json
+from exitlens.io import read_json, write_text
 from exitlens.modalities import TEXT, recognise_example
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone, read_tokenizer
@@ -28,6 +28,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Prediction
 from exitlens.types.inputs import Inputs, can_be_channels_last, list_tensors, map_inputs, split_rows, take_rows
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess, VectorPreprocess
+from exitlens.types.settings import NumberRule, check_number
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.explanation import explain_batch
@@ -57,8 +58,7 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
         pretrained: the backbone is fine-tuned, gently; a named one starts from the weights that its library offers.
         exits: names of the modules that early exits follow, or their number; by default ``layer1`` to ``layer3``, or 3 where
             the backbone has no such modules.
-        groups: of a vector's features, columns by name, for maps that have a place for each group; without, vectors have
-            none.
+        groups: of a vector's features, columns by name: maps have a place for each group. Without, vectors have no maps.
         loss_weight: of the agreement of maps in training (:class:`exitlens.EGTLoss`); by default 1, or 0 without maps.
         max_accuracy_drop: accuracy that answering early may cost; 0.01 is a point.
         delta: the limit holds for new data with probability ``1 - delta`` (docs/concepts/guarantees.md). ``None``: it holds
@@ -118,12 +118,14 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             samples = arrange(X)
         multiclass.check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(f"y: expected two classes or more, got 1 class, {y.tolist()[0]!r}. Fix: add samples of another.")
+        if len(y) < FEWEST or len(self.classes_) < 2:
+            got = f"{len(y)} samples of the class(es) {self.classes_.tolist()}"
+            raise InputError(f"y: expected {FEWEST} samples or more, of two classes or more, got {got}. Fix: add samples.")
+        check_number("held_out", self.held_out, NumberRule("a share above 0 and below 1", lambda value: 0 < value < 1))
         labels, seed = torch.tensor(numbers), int(validation.check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            order, count = torch.randperm(len(labels)), max(1, round(self.held_out * len(labels)))
+            order, count = torch.randperm(len(y)), min(max(1, round(self.held_out * len(y))), len(y) - 2)
             aside, rows = order[:count].sort().values, order[count:]
             if is_text:
                 tokenizer = read_tokenizer(self.backbone) if isinstance(self.backbone, str) else None
@@ -135,8 +137,8 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             train, held = (Subset(pairs, part.tolist()) for part in (rows, aside))
             self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
             self._train(train, held, seed)
-        folds, limit = min(FOLDS, count) if self.delta is None and count > 1 else None, self.max_accuracy_drop
-        self.policy_ = calibrate(collect(self.net_, held), max_accuracy_drop=limit, delta=self.delta, folds=folds)
+        folds, drop = min(FOLDS, count) if self.delta is None and count > 1 else None, self.max_accuracy_drop
+        self.policy_ = calibrate(collect(self.net_, held), max_accuracy_drop=drop, delta=self.delta, folds=folds)
         if self.delta is not None and min(self.policy_.thresholds, default=0.0) == np.inf:
             warnings.warn(self.policy_.certificate(), DataWarning, stacklevel=2)
         return self
@@ -207,8 +209,9 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
         target = bundle.save(self.net_, self.policy_, path, overwrite=overwrite)
         record = {name: getattr(self, name) for name in ("classes_", *SEEN) if hasattr(self, name)}
         record |= {"dtype": self.classes_.dtype.str, "parameters": self.get_params(deep=False)}
-        plain = json.dumps(record, default=lambda value: value.tolist() if hasattr(value, "tolist") else None)
-        write_json(target / FILE, json.loads(plain))
+        write_text(
+            target / FILE, json.dumps(record, default=lambda item: item.tolist() if hasattr(item, "tolist") else None)
+        )
         return target
 
     @classmethod
@@ -239,9 +242,9 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
     def _read(self, X: Any) -> Inputs:
         validation.check_is_fitted(self)
         preprocess = self.net_.info.preprocess
-        is_text = isinstance(preprocess, TextPreprocess)
-        samples = X if is_text else arrange(validation.validate_data(self, X, reset=False, allow_nd=True))
-        return prepare(samples, preprocess)
+        if not isinstance(preprocess, TextPreprocess):
+            X = arrange(validation.validate_data(self, X, reset=False, allow_nd=True))
+        return prepare(X, preprocess)
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn should know of the inputs."""
