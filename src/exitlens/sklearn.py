@@ -110,12 +110,11 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             DataWarning: with ``delta``, if nothing cheaper than the whole network could be certified.
         """
         if is_text := are_texts(X):
-            samples: Any = list(X)
-            y = validation.column_or_1d(y, warn=True)
-            validation.check_consistent_length(samples, y)
+            X, y = list(X), validation.column_or_1d(y, warn=True)
+            validation.check_consistent_length(X, y)
         else:
             X, y = validation.validate_data(self, X, y, allow_nd=True, ensure_min_samples=FEWEST)
-            samples = arrange(X)
+            X = arrange(X)
         multiclass.check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(y) < FEWEST or len(self.classes_) < 2:
@@ -129,10 +128,10 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             aside, rows = order[:count].sort().values, order[count:]
             if is_text:
                 tokenizer = read_tokenizer(self.backbone) if isinstance(self.backbone, str) else None
-                preprocess: Preprocessing = choose_tokens([samples[i] for i in rows.tolist()], tokenizer)
+                preprocess: Preprocessing = choose_tokens([X[i] for i in rows.tolist()], tokenizer)
             else:
-                preprocess = choose_scaling(samples[rows], getattr(self, "feature_names_in_", ()))
-            inputs = prepare(samples, preprocess)
+                preprocess = choose_scaling(X[rows], getattr(self, "feature_names_in_", ()))
+            inputs = prepare(X, preprocess)
             pairs: Any = [(map_inputs(inputs, itemgetter(i)), label) for i, label in enumerate(labels)]
             train, held = (Subset(pairs, part.tolist()) for part in (rows, aside))
             self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
@@ -144,7 +143,7 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
         return self
 
     def _attach(self, example: Inputs, preprocess: Preprocessing) -> ExitNet:
-        """Return a network for samples such as the example, which knows its classes and how samples become inputs."""
+        """Return a network for such samples, which knows its classes and how samples become inputs."""
         modality, classes, backbone = recognise_example(example), len(self.classes_), self.backbone
         if isinstance(backbone, nn.Module):
             source, plain = "", copy.deepcopy(backbone)
@@ -154,9 +153,9 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             channels = modality.count_channels(list_tensors(example)[0].shape[1:])
             plain = build_backbone(source, classes, channels, self.pretrained, config, vocabulary, modality=modality)
         usual = USUAL_EXITS if {*USUAL_EXITS} <= dict(plain.named_children()).keys() else 3
-        at: Any = usual if self.exits is None else self.exits
-        at = int(at) if isinstance(at, Integral) else at  # of a NumPy array, too
-        net = attach(plain, at or [], classes, example, head=modality.head, groups=self.groups)
+        exits: Any = usual if self.exits is None else self.exits
+        at = int(exits) or [] if isinstance(exits, Integral) else exits  # NumPy's integers, too
+        net = attach(plain, at, classes, example, head=modality.head, groups=self.groups)
         net.describe(classes=tuple(map(str, self.classes_)), preprocess=preprocess, source=source or net.info.source)
         return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
 
@@ -192,8 +191,8 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
 
     def explain(self, X: Any) -> list[Explanation]:
         """Explain the answer to every sample as :func:`exitlens.explain` does."""
-        inputs = self._read(X)
-        return list(explain_batch(self.net_, split_rows(inputs, self.batch_size), self.policy_))
+        batches = split_rows(self._read(X), self.batch_size)
+        return list(explain_batch(self.net_, batches, self.policy_))
 
     @property
     def cost_(self) -> Any:
@@ -209,9 +208,7 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
         target = bundle.save(self.net_, self.policy_, path, overwrite=overwrite)
         record = {name: getattr(self, name) for name in ("classes_", *SEEN) if hasattr(self, name)}
         record |= {"dtype": self.classes_.dtype.str, "parameters": self.get_params(deep=False)}
-        write_text(
-            target / FILE, json.dumps(record, default=lambda item: item.tolist() if hasattr(item, "tolist") else None)
-        )
+        write_text(target / FILE, json.dumps(record, default=lambda x: x.tolist() if hasattr(x, "tolist") else None))
         return target
 
     @classmethod
