@@ -20,7 +20,6 @@ Quick = partial(ExitClassifier, exits=1, epochs=2, random_state=0)
 CHECKS = (  # the cheap ones; tests/ecosystem has all
     "check_estimator_cloneable",
     "check_estimator_tags_renamed",
-    "check_do_not_raise_errors_in_init_or_set_param",
     "check_n_features_in_after_fitting",
     "check_no_attributes_set_in_init",
     "check_classifiers_one_label",
@@ -32,7 +31,6 @@ CHECKS = (  # the cheap ones; tests/ecosystem has all
     "check_parameters_default_constructible",
     "check_requires_y_none",
     "check_complex_data",
-    "check_dont_overwrite_attributes",
 )
 
 
