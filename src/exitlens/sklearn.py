@@ -27,7 +27,7 @@ from exitlens.model.backbones.build import build_backbone, read_tokenizer
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Prediction
 from exitlens.types.inputs import Inputs, can_be_channels_last, list_tensors, map_inputs, split_rows, take_rows
-from exitlens.types.preprocessing import Preprocessing, TextPreprocess, VectorPreprocess
+from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.settings import NumberRule, check_number
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
@@ -171,7 +171,6 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             learning_rate=self.learning_rate,
             augment=self.augment,
             seed=seed,
-            amp=False if isinstance(self.net_.info.preprocess, VectorPreprocess) else None,  # small layers gain nothing
             keep="last",  # so the samples kept aside choose nothing
             progress=bool(self.verbose),
         )
