@@ -95,7 +95,11 @@ def write_for_triton(packed: Packed) -> Files:
     for key, value in (("policy", packed.policy), ("threads", "0")):  # 0: one for each processor
         lines += [f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}']
     model = f'"""{packed.note}"""\n\nfrom exitlens_runtime.servers.triton import TritonPythonModel as TritonPythonModel\n'
-    return {"config.pbtxt": "\n".join([*lines, ""]), "1/model.py": model, "requirements.txt": packed.require("numpy>=1.26,<2")}
+    return {
+        "config.pbtxt": "\n".join([*lines, ""]),
+        "1/model.py": model,
+        "requirements.txt": packed.require("numpy>=1.26,<2"),
+    }
 
 
 def write_for_mlserver(packed: Packed) -> Files:
@@ -137,7 +141,7 @@ spec:
   predictor:
     containers:
       - name: kserve-container
-        image: {packed.name}:{packed.version}  # docker build -t {packed.name}:{packed.version} . (with your registry before it)
+        image: {packed.name}:{packed.version}  # docker build -t NAME:TAG ., with your registry
         args: ["--model_name", "{packed.name}", "--policy", "{packed.policy}", "--threads", "1"]
         ports:
           - containerPort: 8080

@@ -19,7 +19,7 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from exitlens_runtime.bundle import load
 from exitlens_runtime.network import EdgeNetwork
-from exitlens_runtime.servers import OUTPUTS, answer_requests, list_inputs
+from exitlens_runtime.servers import answer_requests, list_inputs
 
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
 MOST = 64  # requests in a batch
@@ -43,7 +43,9 @@ class Cascade(kserve.Model):  # type: ignore[misc]  # KServe is not always there
     async def predict(self, payload: InferRequest, *_: Any, **__: Any) -> InferResponse:
         """Answer a request of the Open Inference Protocol."""
         if not isinstance(payload, InferRequest):
-            raise InvalidInput("request: expected the Open Inference Protocol (v2), got v1. Fix: POST /v2/models/NAME/infer.")
+            raise InvalidInput(
+                "request: expected the Open Inference Protocol (v2), got v1. Fix: POST /v2/models/NAME/infer."
+            )
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((payload, future))
         if self._work is None or self._work.done():
