@@ -1,12 +1,13 @@
 """Measure models of `exitlens export --for` in other people's servers, beside the whole backbone as one ONNX file in the same server.
 
 Cells: SERVER (triton, mlserver, bentoml), whose programs (`tritonserver`, `mlserver`, `bentoml`) have to be on PATH; each from an environment of
-its own, since their requirements exclude one another. Both models are packages of the same kind; the whole backbone's is an export without
-early exits. A quarter of an hour on two cores, nothing else running.
+its own, since their requirements exclude one another. Both models are packages of the same kind; in the whole backbone's, the only
+file is the plain backbone's, without a map. A quarter of an hour on two cores, nothing else running.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -31,6 +32,8 @@ from benchmarks.performance import force_shares
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import start_server
 from benchmarks.serving import LOAD, SERVER, run_trial
+from exitlens.delivery.benchmark import write_plain
+from exitlens.edge.export import GOLDEN, MANIFEST
 from exitlens.edge.packages import export_package
 
 SOURCE, PIXELS, IMAGES = "torchvision:resnet50", 96, 200
@@ -62,7 +65,7 @@ RIVALS = {
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    return {name: partial(measure, name, 1.5 if quick else SECONDS, 0.2 if quick else 0.02) for name in RIVALS}
+    return {name: partial(measure, name, 1.5 if quick else SECONDS, 0.5 if quick else 0.02) for name in RIVALS}
 
 
 def measure(name: str, seconds: float, spread: float) -> Tree:
@@ -78,10 +81,15 @@ def measure(name: str, seconds: float, spread: float) -> Tree:
         where: Any = {"path": RIVALS[name].ready, "probe": None, "processors": SERVER, "environment": QUIET}
         with start_server("packages:serve", settings, **where) as running:
             spec = Spec(running.port, requests, connections=64, warmup=1.0, grace=5.0, processors=LOAD)
+            before = running.read_cpu_seconds()
+            answers = ask_slowly(name, spec)
+            cpu_ms = 1000 * (running.read_cpu_seconds() - before) / len(answers)
             if kind == EXITS:
-                measured["differing"] = count_differing(name, spec, expected)
+                pairs = zip(expected.labels.tolist(), expected.exits.tolist(), strict=True)
+                measured["differing"] = sum(answer != pair for answer, pair in zip(answers, pairs, strict=True))
             capacity = find_capacity(partial(run_trial, spec, seconds, count()), LIMIT, START, spread=spread)
-        measured[kind] = {"samples_a_second": capacity.rate, "p99_ms": [1000 * value for value in capacity.p99]}
+        p99 = [1000 * value for value in capacity.p99]
+        measured[kind] = {"samples_a_second": capacity.rate, "p99_ms": p99, "cpu_ms": cpu_ms}
         print(f"  {name}, {kind}: {measured[kind]}", flush=True)
     return measured
 
@@ -98,10 +106,34 @@ def prepare() -> Array:
         policy = force_shares(net, images, SHARES)
         policy = replace(policy, thresholds=(policy.thresholds[0], math.inf, math.inf))
         xl.export(net, policy, folder / EXITS)
-        whole = xl.attach(xl.build_backbone(SOURCE, 10), [], 10, images[:1], final="keep").eval()
-        xl.export(whole, xl.Policy(()), folder / WHOLE)
+        plain = xl.build_backbone(SOURCE, 10).eval()
+        xl.export(xl.attach(plain, [], 10, images[:1], final="keep"), xl.Policy(()), folder / WHOLE)
+        file = write_plain(plain, images[:1])  # its directory goes with it
+        put_plain(folder / WHOLE, file.path)
         np.save(folder / "images.npy", images.numpy())
     return np.load(folder / "images.npy")
+
+
+def put_plain(edge: Path, file: Path) -> None:
+    """Let the plain backbone's file answer in an edge bundle of one stage, without a map: its logits stand in for what goes with it."""
+    import onnx
+
+    model, manifest = onnx.load(file), json.loads((edge / MANIFEST).read_text())
+    (part,), (given,), (source,) = manifest["segments"], model.graph.input, [output.name for output in model.graph.output]
+    for node in model.graph.node:
+        node.input[:] = [part["inputs"][0] if name == given.name else name for name in node.input]
+    given.name = part["inputs"][0]
+    del model.graph.output[:]
+    for name in part["outputs"]:
+        if name != source:
+            model.graph.node.append(onnx.helper.make_node("Identity", [source], [name]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", 10]))
+    onnx.save(model, edge / part["file"])
+    golden = dict(np.load(edge / GOLDEN))
+    np.savez(edge / GOLDEN, **{name: golden["logits_0"] if name == "attention_0" else golden[name] for name in golden})
+    for name in (part["file"], GOLDEN):
+        manifest["sha256"][name] = hashlib.sha256((edge / name).read_bytes()).hexdigest()
+    (edge / MANIFEST).write_text(json.dumps(manifest))
 
 
 def pack(name: str, kind: str) -> Path:
@@ -143,14 +175,11 @@ def make_packed_request(name: str, images: Array) -> bytes:
     return make_request(RIVALS[name].infer, json.dumps(content).encode(), JSON)
 
 
-def count_differing(name: str, spec: Spec, expected: exitlens_runtime.Prediction) -> int:
-    """Count images that the server, asked about 20 in a second, gives another label or exit than the runtime, or no answer."""
+def ask_slowly(name: str, spec: Spec) -> list[tuple[int, int] | None]:
+    """Return label and exit of every image, asked about one after the other, 20 in a second; ``None``: no answer."""
     order = np.arange(len(spec.requests))
     trial = run_load(replace(spec, due=order / 20, which=order, warmup=0.0, grace=20.0, keep=True))
-    answers = [read_label_and_exit(name, answer) for answer in trial.answers]
-    return sum(
-        answer != pair for answer, pair in zip(answers, zip(expected.labels, expected.exits, strict=True), strict=True)
-    )
+    return [read_label_and_exit(name, answer) for answer in trial.answers]
 
 
 def read_label_and_exit(name: str, answer: bytes) -> tuple[int, int] | None:
@@ -188,7 +217,7 @@ def write_table(runs: Runs) -> list[str]:
         "requests a second",
         "p99, ms: median / least / most of three",
     ]
-    return [*table(head, rows), "", *promise_table(list_promises(runs))]
+    return [*table(head, rows), "", *promise_table(list_promises(runs))] if rows else []
 
 
 STUDY = Study("packages", list_cells, list_promises, {"packages": write_table})

@@ -72,9 +72,10 @@ def start(words, port, ready, **options):
             raise AssertionError("not ready within a minute")
         yield
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(20)
+        for word in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, word)
+                process.wait(10)
 
 
 def check(port, images, expected, binary):

@@ -414,12 +414,14 @@ def export(
 
 def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bool, json_: bool) -> None:
     """Write a model for a server from a bundle, a run or an edge bundle."""
+    from exitlens.delivery.hub import fetch_bundle
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.edge.export import GOLDEN
     from exitlens.edge.packages import export_package
     from exitlens.types.policies import DEFAULT
 
     with wait(json_, "exporting and comparing"), TemporaryDirectory() as folder:
+        bundle = fetch_bundle(bundle)
         if not (bundle / GOLDEN).is_file():
             (net, chosen), named = load_calibrated(bundle, policy), xl.load_policies(bundle)
             named.pop(DEFAULT, None)
