@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import exitlens
 from exitlens.edge.export import FORMAT, MANIFEST, POLICIES
-from exitlens.errors import BundleError, ExportError, InputError, OutputExistsError, PolicyError, require, suggest
+from exitlens.errors import BundleError, ExportError, InputError, OutputExistsError, PolicyError, suggest
 from exitlens.io import read_json, replace_directory, verify_checksums, write_text
 from exitlens.types.policies import DEFAULT
 
@@ -23,8 +23,7 @@ DATATYPES = {"float32": "FP32", "int64": "INT64"}
 NAME = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a name that Kubernetes takes, too
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """An input or output of a model in a server: its name, its datatype in the protocol, and the shape of one sample."""
 
     name: str
@@ -64,10 +63,10 @@ class Packed:
 
     @cached_property
     def outputs(self) -> list[Tensor]:
-        """List what responses have; sizes that differ between exits are -1."""
+        """List what responses have; maps have the size of the largest."""
         classes, maps = int(self.manifest["num_classes"]), [part["map_shape"] for part in self.manifest["segments"]]
-        label = (classes,) if self.manifest.get("task") == "multilabel" else ()
-        outputs = [Tensor("label", "INT64", label), Tensor("probabilities", "FP32", (classes,)), Tensor("exit", "INT64", ())]
+        outputs = [Tensor("label", "INT64", (classes,) if self.manifest.get("task") == "multilabel" else ())]
+        outputs += [Tensor("probabilities", "FP32", (classes,)), Tensor("exit", "INT64", ())]
         outputs += [Tensor("confidence", "FP32", ()), Tensor("cost", "FP32", ())]
         largest = tuple(max(sizes) for sizes in zip(*maps, strict=True))
         return [*outputs, Tensor("attention", "FP32", largest), Tensor("attention_shape", "INT64", (len(largest),))]
@@ -95,11 +94,8 @@ def write_for_triton(packed: Packed) -> Files:
     for key, value in (("policy", packed.policy), ("threads", "0")):  # 0: one for each processor
         lines += [f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}']
     model = f'"""{packed.note}"""\n\nfrom exitlens_runtime.servers.triton import TritonPythonModel as TritonPythonModel\n'
-    return {
-        "config.pbtxt": "\n".join([*lines, ""]),
-        "1/model.py": model,
-        "requirements.txt": packed.require("numpy>=1.26,<2"),
-    }
+    needed = packed.require("numpy>=1.26,<2")
+    return {"config.pbtxt": "\n".join([*lines, ""]), "1/model.py": model, "requirements.txt": needed}
 
 
 def write_for_mlserver(packed: Packed) -> Files:
@@ -108,21 +104,12 @@ def write_for_mlserver(packed: Packed) -> Files:
     def describe(tensor: Tensor) -> dict[str, Any]:
         return {"name": tensor.name, "datatype": tensor.datatype, "shape": [-1, *(tensor.shape or [1])]}  # as MLServer sends
 
-    settings = {
-        "name": packed.name,
-        "implementation": "exitlens_runtime.servers.mlserver.Cascade",
-        "platform": "exitlens",
-        "versions": [f"exitlens/{exitlens.__version__}"],
-        "max_batch_size": BATCH,
-        "max_batch_time": DELAY_MS / 1000,
-        "inputs": [describe(tensor) for tensor in packed.inputs],
-        "outputs": [describe(tensor) for tensor in packed.outputs],
-        "parameters": {
-            "uri": f"./{EDGE}",
-            "version": packed.version,
-            "extra": {"policy": packed.policy, "threads": 0},
-        },
-    }
+    tensors = {"inputs": list(map(describe, packed.inputs)), "outputs": list(map(describe, packed.outputs))}
+    batching = {"max_batch_size": BATCH, "max_batch_time": DELAY_MS / 1000}
+    extra = {"policy": packed.policy, "threads": 0}
+    parameters = {"uri": f"./{EDGE}", "version": packed.version, "extra": extra}
+    model = {"name": packed.name, "platform": "exitlens", "implementation": "exitlens_runtime.servers.mlserver.Cascade"}
+    settings = {**model, **batching, **tensors, "parameters": parameters}
     return {
         "model-settings.json": json.dumps(settings, indent=2) + "\n",
         "settings.json": json.dumps({"parallel_workers": 0}) + "\n",  # processes would copy every tensor
@@ -143,12 +130,6 @@ spec:
       - name: kserve-container
         image: {packed.name}:{packed.version}  # docker build -t NAME:TAG ., with your registry
         args: ["--model_name", "{packed.name}", "--policy", "{packed.policy}", "--threads", "1"]
-        ports:
-          - containerPort: 8080
-            protocol: TCP
-        resources:
-          requests: {{cpu: "1", memory: 512Mi}}
-          limits: {{cpu: "1", memory: 1Gi}}
 """
     image = f"""# {packed.note}
 FROM python:3.12-slim
@@ -169,14 +150,12 @@ def write_for_bentoml(packed: Packed) -> Files:
         )
     given = packed.inputs[0].name
     argument = "texts: list[str]" if packed.takes_texts else f"{given}: np.ndarray"
-    read = "self.net.preprocess.encode(texts)"
-    if not packed.takes_texts:
-        dtype = next(name for name, datatype in DATATYPES.items() if datatype == packed.inputs[0].datatype)
-        read = f'{{"{given}": {given}.astype(np.{dtype})}}'
+    array = f'{{"{given}": {given}.astype(np.{packed.manifest["inputs"][0]["dtype"]})}}'
+    read = "self.net.preprocess.encode(texts)" if packed.takes_texts else array
     service = f'''"""{packed.note}"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import bentoml
 import numpy as np
@@ -238,16 +217,8 @@ def export_package(
     Raises:
         InputError: for an unknown server, or a name that servers do not take.
         ExportError: if the server cannot run the network.
-        BundleError: for a missing or altered edge bundle, and PolicyError for an unknown policy.
-
-    Examples:
-        >>> from exitlens.edge.packages import export_package
-        >>> package = export_package(xl.export(net, policy, "edge"), "models/shoes", "mlserver")
-        >>> sorted(file.name for file in package.iterdir())
-        ['edge', 'model-settings.json', 'requirements.txt']
+        BundleError: for a missing or altered edge bundle; PolicyError: for an unknown policy.
     """
-    require(edge, str | Path, "edge")
-    require(directory, str | Path, "directory")
     source, target = Path(edge).resolve(), Path(directory).resolve()
     if server not in WRITERS:
         raise InputError(f"server: expected one of {', '.join(WRITERS)}, got {server!r}.{suggest(server, WRITERS)}")
@@ -258,8 +229,8 @@ def export_package(
     place = f"1/{EDGE}" if server == "triton" else EDGE
     files = WRITERS[server](Packed(_read_manifest(source, policy), target.name, policy))
     if target.exists() and not (overwrite and (target / place / MANIFEST).is_file()):
-        hint = "pass overwrite=True or choose another directory" if (target / place).is_dir() else "choose another directory"
-        raise OutputExistsError(f"directory: {target} exists. Fix: {hint}.")
+        fix = "Fix: choose another directory (overwrite=True replaces an earlier package)."
+        raise OutputExistsError(f"directory: {target} exists. {fix}")
     with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
         shutil.copytree(source, temporary / place)
         for name, text in files.items():
