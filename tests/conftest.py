@@ -248,9 +248,9 @@ def spread_policy(net: xl.ExitNet, images: Inputs, share: float = 0.4) -> xl.Pol
 def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles of equal networks are built once and copied: building takes most of the time of loading."""
 
-    def build(info, backbone):
-        if backbone is not None:
-            return original(info, backbone)
+    def build(info, backbone, heads=None):
+        if backbone is not None or heads:
+            return original(info, backbone, heads)
         if repr(info) not in _BUILT:
             _BUILT[repr(info)] = original(info, None)
         return copy.deepcopy(_BUILT[repr(info)])
