@@ -246,7 +246,9 @@ class ExitNet(nn.Module):
         self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
     ) -> Observation:
         """Run all exits once, and return their outputs with what a loss may ask for besides."""
-        activations, outputs, pooled = self.unpack(inputs), list[ExitOutput](), list[Tensor]()
+        activations = self.unpack(inputs)
+        outputs: list[ExitOutput] = []  # list[ExitOutput]() would break the graph of torch.compile
+        pooled: list[Tensor] = []
         mixing = Mixing() if relevance and self.has_self_attention else None
         if mixing:
             activations = open_inputs(activations, self.stage(0))
