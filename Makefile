@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE  # compiled tests are kept: compiling them takes as long as a tenth of them
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-full app test test-slow test-all lint bench tables check-results docs release-check compat clean
+.PHONY: demo demo-full app test test-slow test-all test-ecosystem lint bench tables check-results docs release-check compat clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report (two to four minutes): runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -47,6 +47,9 @@ test-slow: $(VENV)/.installed  ## the tests marked slow but not long
 
 test-all: $(VENV)/.installed  ## all tests, those marked long, too, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
+
+test-ecosystem: $(VENV)/.ecosystem  ## what works with other people's libraries, against these libraries
+	$(PYTEST) tests/ecosystem
 
 lint: $(VENV)/.installed  ## format, lint, spelling and types
 	$(BIN)/ruff format --check .
@@ -98,6 +101,10 @@ $(VENV)/.installed: $(PACKAGES) | $(VENV)/bin/pip
 
 $(VENV)/.benchmark: $(VENV)/.installed
 	$(INSTALL) -e '.[benchmark]'
+	touch $@
+
+$(VENV)/.ecosystem: $(VENV)/.installed
+	$(INSTALL) -e '.[ecosystem]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

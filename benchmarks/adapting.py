@@ -124,7 +124,7 @@ def plot_day(runs: Runs, path: Path = ROOT / "docs" / "guides" / "adapting.svg")
 
 def add_noise(data: xl.data.ImageSet) -> xl.data.ImageSet:
     rng = torch.Generator().manual_seed(0)
-    images = data.load().images
+    images = data.images
     noise = 255 * NOISE * torch.randn(images.shape, generator=rng)
     return xl.data.ImageSet(
         (images + noise).round().clamp(0, 255).to(torch.uint8), data.labels, data.classes, preprocess=data.preprocess

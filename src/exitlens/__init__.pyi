@@ -7,6 +7,7 @@ from . import types as types
 from .delivery.bundle import load as load
 from .delivery.bundle import load_policies as load_policies
 from .delivery.bundle import save as save
+from .delivery.hub import push_to_hub as push_to_hub
 from .edge.export import export as export
 from .edge.int8 import export_int8 as export_int8
 from .edge.web import export_web as export_web
@@ -27,7 +28,6 @@ from .model.network import ExitNet as ExitNet
 from .ranks import DistributedContext as DistributedContext
 from .types import CalibrationRequest as CalibrationRequest
 from .types import ExitOutput as ExitOutput
-from .types import Explanation as Explanation
 from .types import Policy as Policy
 from .types import Prediction as Prediction
 from .types import Trace as Trace

@@ -74,6 +74,10 @@ class BundleError(ExitlensError):
     """A bundle directory is incomplete, altered or of another format."""
 
 
+class HubError(ExitlensError):
+    """A bundle cannot be fetched from the Hugging Face Hub, or pushed to it."""
+
+
 class RequestError(ExitlensError):
     """A server cannot answer a request as it was sent; the message is meant for the client.
 
@@ -104,7 +108,10 @@ class DriftWarning(UserWarning):
 
 
 class WeightsWarning(UserWarning):
-    """Parts of a backbone stay random because the weights lack them, or the weights come from an unfinished training."""
+    """Parts of a backbone stay random because the weights lack them, or the weights may not be the last.
+
+    They come from an unfinished training, or from a copy on this disk because the Hugging Face Hub cannot be reached.
+    """
 
 
 class ReachWarning(UserWarning):

@@ -17,8 +17,10 @@ from exitlens.delivery import demo, explanations
 from exitlens.delivery.bundle import replace_policy
 from exitlens.delivery.demo import DemoSettings
 from exitlens.delivery.explorer import interface
+from exitlens.serving.models import open_bundle
 from exitlens.serving.settings import Adapting, Batching, Limits, ServerSettings, Watching
 from tests.data.conftest import write_tar
+from tests.hub import open_hub
 
 
 def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
@@ -546,3 +548,29 @@ def test_what_they_refuse(several, tmp_path, monkeypatch, call, words, message):
     assert message in call.error(*words.split(), "--bundle", several)
     assert (tmp_path / "there.json").read_text() == "precious"
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.slow
+def test_a_bundle_on_the_hub_is_named_by_its_address(trained, folder, tmp_path, call):
+    on_disk = call.json("predict", "--bundle", trained, "--data", folder)
+    with open_hub(tmp_path / "cache") as hub:
+        address = call.json("push", trained, "user/name", "--private", "--message", "first")["address"]
+        assert "hf://user/name@" in call.ok("push", trained, "user/name")
+        assert hub.private == {"user/name"}
+        assert call.json("predict", "--bundle", address, "--data", folder) == on_disk
+        assert "accuracy" in call.ok("evaluate", "--bundle", "hf://user/name", "--data", folder)
+        words = ["explain", "--bundle", "hf://user/name", "--image", folder / "dark" / "00.png", "--out", tmp_path / "why"]
+        assert "exit" in call.ok(*words)
+        assert call("cues", "--bundle", "hf://user/name", "--out", tmp_path / "cues.html")[0] == 2  # it has no data
+        assert open_bundle("m", Path("hf://user/name")).policies == xl.load_policies(trained)
+        assert "hf://user/name does not say which data it was trained on. Fix: pass --data." in call.error(
+            "evaluate", "--bundle", "hf://user/name"
+        )
+        assert "Fix: check the name" in call.error("predict", "--bundle", "hf://user/none", "--data", folder)
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "certify", "tune"])
+def test_a_bundle_on_the_hub_is_not_changed_there(verb, call):
+    assert "hf://user/name is on the Hub and cannot be changed there. Fix: fetch a copy" in call.error(
+        verb, "--bundle", "hf://user/name"
+    )

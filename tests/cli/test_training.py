@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
 from exitlens.types.settings import RECIPES
 from exitlens.workflow import collection
+from exitlens.workflow.training.callbacks import TrainingCallback
 from exitlens.workflow.training.ignoring import pack_mask
 from exitlens.workflow.training.run import TrainingRun
 
@@ -112,14 +114,29 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
         (("--data", "motifs", "--backbone", "torchvision:resnet18"), "torchvision:resnet18 does not take series"),
         (("--data", "x.csv", "--columns", "features=a|z,label=c"), "no column 'z' for the features"),
         (("--data", "x.csv"), "several columns could hold the label"),
+        (("--tracker", "wandb"), "pip install 'exitlens[wandb]'"),
     ],
 )
 def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     (tmp_path / "images").symlink_to(folder)
     (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
     assert message in call.error("fit", "--data", "images", "--out", "o", *words)
     assert {path.name for path in tmp_path.iterdir()} == {"images", "x.csv"}
+
+
+@pytest.mark.slow
+def test_a_tracker_is_told_and_what_it_prints_is_not_in_the_json(folder, tmp_path, call, monkeypatch):
+    class Talkative(TrainingCallback):
+        def on_end(self, end):
+            print(f"View run {end.status}")
+
+    monkeypatch.setattr("exitlens.trackers.MLflowTracker", Talkative)
+    words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--tracker", "mlflow", "--json", "--out")
+    code, out, err = call(*words, tmp_path / "r")
+    assert (code, json.loads(out)["epochs"]) == (0, 1)
+    assert "View run finished" in err
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.model.heads import AverageHead
 from tests.conftest import TinyNet, make_net
 from tests.texts import make_bert, make_text_net, make_texts
 
@@ -42,6 +43,33 @@ def test_round_trip(bundle, net, images, recwarn):
     for a, b in zip(back(images), net(images), strict=True):
         assert torch.equal(a.logits, b.logits)
     assert {p.suffix for p in bundle.iterdir()} == {".json", ".safetensors"}
+
+
+class Doubled(AverageHead):
+    """Answers by the average of the features twice, and costs as much."""
+
+    def __init__(self, usual):
+        super().__init__(2 * usual.classifier.in_features, usual.classifier.out_features, usual.layout)
+
+    def features(self, *activations):
+        return super().features(*activations).repeat(1, 2, 1, 1)
+
+
+def test_heads_of_the_users_own(tmp_path, images):
+    net = xl.attach(TinyNet(), ["a", "b"], 4, images, heads={1: Doubled}).eval()
+    usual = xl.attach(TinyNet(), ["a", "b"], 4, images, head="average")
+    assert (net.cost - usual.cost)[1] > 0
+    target = xl.save(net, None, tmp_path / "b")
+    back, _ = xl.load(target, backbone=TinyNet(), heads={1: Doubled})
+    assert torch.equal(back(images)[1].evidence, net(images)[1].evidence)
+    with pytest.raises(xl.errors.BundleError, match="tensors do not fit the network"):
+        xl.load(target, backbone=TinyNet())
+    for heads, message in (
+        ({3: Doubled}, "expected exits from 0 to 2, got 3"),
+        ({0: lambda head: 3}, r"heads\[0\]: expected ExitHead"),
+    ):
+        with pytest.raises(xl.errors.InputError, match=message):
+            xl.attach(TinyNet(), ["a", "b"], 4, images, heads=heads)
 
 
 @pytest.mark.slow

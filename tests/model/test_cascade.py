@@ -176,6 +176,8 @@ def test_what_makes_no_cascade(pair, make, message):
 def test_bundles_are_loaded_with_the_members_modules(net, pair, tmp_path):
     xl.save(net, xl.Policy((0.3,)), tmp_path / "bundle")
     again, policy = xl.load(tmp_path / "bundle", backbone=[Small(), TinyNet()])
+    with pytest.raises(xl.errors.BundleError, match="whose members have heads of their own"):
+        xl.load(tmp_path / "bundle", backbone=[Small(), TinyNet()], heads={0: lambda head: head})
     assert policy == xl.Policy((0.3,))
     assert (again.info, again.fingerprint()) == (net.info, net.fingerprint())
     assert all(torch.equal(a.logits, b.logits) for a, b in zip(again(IMAGES), net(IMAGES), strict=True))

@@ -31,8 +31,8 @@ FINAL = replace(
 )
 
 
-def explain(*exits: xl.types.ExitView, answered: int = 0) -> xl.Explanation:
-    return xl.Explanation(torch.zeros(3, 4, 4), exits, answered, ("cat", "dog"), 2)
+def explain(*exits: xl.types.ExitView, answered: int = 0) -> xl.types.Explanation:
+    return xl.types.Explanation(torch.zeros(3, 4, 4), exits, answered, ("cat", "dog"), 2)
 
 
 def test_top_locations_and_the_runner_up():

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import exitlens as xl
+from website import glossary
 from website.accessibility import on_post_page
 from website.check import check_site
 
@@ -83,6 +86,33 @@ def test_the_live_example_is_small_and_whole():
     assert len(network["examples"]) == 6
     assert set(files) == {*network["examples"], "network.json", "cascade.onnx", "certificate.txt"}
     assert sum(files.values()) < 1_500_000
+
+
+def test_a_word_of_the_glossary_shows_its_meaning_where_it_is_used_first():
+    markdown = pytest.importorskip("markdown", reason="needs the extra docs")
+    meanings = glossary.read_glossary()
+    assert {"exit", "final exit", "trace", "edge bundle"} < set(meanings)
+    assert glossary.list_forms("final exit") == ["final exit", "final exits", "Final exit", "Final exits"]
+    assert glossary.list_forms("policy")[1] == "policies"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/speed.md"))
+    text = "# A trace\n\nMulti-trace traces, a trace, `trace` and [a policy](#x), a policy that retraces."
+    source = glossary.on_page_markdown(text, page=page, config=None, files=None)
+    html = markdown.markdown(source, extensions=["abbr"])
+    shown = glossary.on_page_content(html, page=page, config=None, files=None)
+    assert shown == (
+        f'<h1>A trace</h1>\n<p>Multi-trace <abbr title="{meanings["trace"]}">traces</abbr>, a trace, <code>trace</code> and '
+        f'<a href="#x">a policy</a>, a <abbr title="{meanings["policy"]}">policy</abbr> that retraces.</p>'
+    )
+    page.file.src_uri = glossary.GLOSSARY
+    assert glossary.on_page_markdown(text, page=page, config=None, files=None) == text
+
+
+def test_verbs_in_the_picture_are_public():
+    picture = (ROOT / "docs" / "guides" / "verbs.svg").read_text()
+    names = re.findall(r'class="(?:name|other)"[^>]*>([\w.]+)<', picture)
+    assert len(names) == len(set(names)) == 25
+    assert set(names) - {"net.tune"} <= set(xl.__all__)
+    assert hasattr(xl.ExitNet, "tune")
 
 
 def test_accessible_names_are_added_and_intervals_stay_on_one_line():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from exitlens_runtime.errors import BundleError, ExitlensRuntimeError, InputError, PolicyError
+from exitlens_runtime.hub import fetch_bundle
 from exitlens_runtime.network import EdgeNetwork
 from exitlens_runtime.routing import Array, Policy
 from exitlens_runtime.sessions import count_threads, open_session
@@ -38,7 +39,8 @@ def load(
     """Open an edge bundle, which ``exitlens export`` wrote.
 
     Args:
-        directory: the edge bundle.
+        directory: the edge bundle, or its address on the Hugging Face Hub: ``hf://user/name`` or
+            ``hf://user/name@revision`` (the extra ``hub``).
         policy: replaces the bundle's own policy: the name of another one in it, a ``policy.json`` of the same network, or
             the contents of one. It may use only exits that are in the bundle.
         backend: ``onnxruntime``, or ``openvino`` (the extra ``openvino``).
@@ -47,10 +49,11 @@ def load(
 
     Raises:
         BundleError: for a missing, altered or truncated file, another format, or other answers than the library's.
+        HubError: for an address that nothing can be fetched from.
         PolicyError: for a policy of another network, or an unknown name.
         BackendError: if the backend is missing, too old, or cannot run a file.
     """
-    source = Path(directory)
+    source = fetch_bundle(directory)
     manifest = read_manifest(source)
     if not isinstance(threads, int) or threads < 0:
         raise InputError(f"threads: expected an integer of 0 or more, got {threads!r}")

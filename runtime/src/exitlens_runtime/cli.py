@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="exitlens-run", description="Classify files with an edge bundle, without PyTorch.", epilog=EXIT_CODES
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {exitlens_runtime.__version__}")
-    parser.add_argument("bundle", type=Path, help="directory that exitlens export wrote")
+    parser.add_argument("bundle", type=Path, help="directory that exitlens export wrote, or hf://USER/NAME")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="image files, folders of them, or (with --text) texts")
     parser.add_argument("--text", action="store_true", help="treat the inputs as texts")
     parser.add_argument("--policy", help="name of a policy in the bundle, or path of a policy.json for the same network")

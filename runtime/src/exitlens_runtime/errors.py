@@ -11,6 +11,10 @@ class BundleError(ExitlensRuntimeError):
     """An edge bundle is incomplete, altered or of another version."""
 
 
+class HubError(ExitlensRuntimeError):
+    """An edge bundle cannot be fetched from the Hugging Face Hub."""
+
+
 class InputError(ExitlensRuntimeError, ValueError):
     """A value, array or file cannot be used."""
 

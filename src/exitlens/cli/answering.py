@@ -1,4 +1,4 @@
-"""Verbs that use a network: predict, explain, demo, app, export, serve, inspect, tune, bench."""
+"""Verbs that use a network: predict, explain, demo, app, export, push, serve, inspect, tune, bench."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Option
+from typer import Argument, Option
 
 import exitlens as xl
 from exitlens.cli.options import (
@@ -23,6 +23,7 @@ from exitlens.cli.options import (
     Compare,
     InputColumns,
     Json,
+    OwnBundle,
     PolicyName,
     as_options,
     console,
@@ -237,7 +238,7 @@ def _explain_one(
         show(json_, why.to_dict(), why.reason, _tabulate(why))
 
 
-def _tabulate(why: xl.Explanation) -> list[list[str]]:
+def _tabulate(why: xl.types.Explanation) -> list[list[str]]:
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
@@ -402,6 +403,24 @@ def export(
     show(json_, {"out": str(directory), "bytes": sizes}, f"{'page' if web else 'edge bundle'} in {directory}", rows)
 
 
+@verbs.command(epilog="Example: `exitlens push runs/x user/name --private`")
+def push(
+    bundle: Annotated[Path, Argument(help="Run directory of `exitlens fit`, a bundle or an edge bundle.")],
+    repo: Annotated[str, Argument(help="USER/NAME on the Hugging Face Hub, or USER/NAME@BRANCH.")],
+    private: Annotated[bool | None, Option("--private/--public", help="Of a new repository.")] = None,
+    message: Annotated[str, Option(help="Of the commit.")] = "",
+    json_: Json = False,
+) -> None:
+    """Push a bundle with a model card to the Hugging Face Hub (extra `hub`); --bundle hf://USER/NAME then names it."""
+    address = xl.push_to_hub(bundle, repo, private=private, message=message)
+    show(
+        json_,
+        {"address": address},
+        f"{bundle} is on the Hub; this address names its present state for good",
+        [["address"], [address]],
+    )
+
+
 @verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")
 @takes(ServerSettings, {"Server": "host port workers tls_cert tls_key reload_seconds access_log"})
 @takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
@@ -409,7 +428,9 @@ def export(
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 @takes(Adapting, {"Thresholds that adapt": "adapt loss audit warm_up state propose"})
 def serve(
-    bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
+    bundle: Annotated[
+        list[str], Option(help="A bundle, run or edge bundle; also hf://USER/NAME; NAME=DIR names it. Once for each model.")
+    ],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
@@ -524,7 +545,7 @@ def inspect(
 @verbs.command(epilog="Example: `exitlens tune --bundle runs/x`")
 @takes(ReadSettings, {"Data": "data root"})
 def tune(
-    bundle: Bundle,
+    bundle: OwnBundle,
     make_reading: Callable[..., ReadSettings],
     precision: Annotated[str, Option(help="auto (bfloat16 if faster with equal decisions), float32 or bfloat16.")] = "auto",
     backend: Annotated[str, Option(help="auto (ONNX Runtime where it is installed and faster), torch or onnx.")] = "auto",

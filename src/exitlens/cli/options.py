@@ -60,8 +60,17 @@ of_more = partial(Option, rich_help_panel="More about training")
 of_limits = partial(Option, rich_help_panel="Limits of requests")
 of_swaps = partial(Option, rich_help_panel="Swaps")
 
+
+def _refuse_address(bundle: Path) -> Path:
+    """Return the bundle unless it is on the Hub, where no verb can change it."""
+    from exitlens.delivery.hub import refuse_address
+
+    return refuse_address(bundle)
+
+
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
-Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
+Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle; also hf://USER/NAME.")]
+OwnBundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.", callback=_refuse_address)]
 PolicyName = Annotated[str, Option("--policy", help="Which of the bundle's policies, by name (default: its own).")]
 Compare = Annotated[Path | None, Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
@@ -101,6 +110,7 @@ def _flag(name: str) -> str:
 
 def name_options(text: str) -> str:
     """Return a text with options in place of arguments: ``--out`` for ``out_dir (--out)``, ``--max-ms`` for ``max_ms``."""
+    text = re.sub(r"\bhf:/(?=[^/])", "hf://", text)  # of a Path
     text = re.sub(r"\b[a-z_]+(?:=[\w'.]+)? \((?:option )?(--[a-z-]+)\)", r"\1", text)
     text = re.sub(r"(--[a-z-]+(?: \w+)?) \([a-z_]+=[\w'.]+\)", r"\1", text)  # --skip-bad (skip_bad=True)
     leading = re.match(r"(?:\w+, )*\w+(?=: )", text)  # the arguments that an error is about

@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from exitlens.cli.options import (
     Compare,
     Data,
     Json,
+    OwnBundle,
     PolicyName,
     as_options,
     list_bad,
@@ -47,6 +49,7 @@ from exitlens.types.settings import (
 if TYPE_CHECKING:
     from exitlens.data.splits import Split
     from exitlens.ranks import DistributedContext
+    from exitlens.trackers import TrainingCallback
 
 READING = "columns group_by root skip_bad workers cache"
 NETWORK = {"Network": "backbone exits end placement groups head keep_final pretrained init_weights normalise strict_weights"}
@@ -57,6 +60,7 @@ TRAINING = {
         "clip_norm ema share_cores"
     ),
 }
+Tracker = Literal["mlflow", "wandb", "tensorboard"]
 TRACE = {"Data": "compact trace_dir cost timed_batch swapped"}
 LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta equal_groups folds gate score"}
 
@@ -74,7 +78,10 @@ def fit(
     make_network: Callable[..., NetworkSettings],
     make_training: Callable[..., TrainingSettings],
     resume: Annotated[bool, Option("--resume", help="Continue a stopped run; --epochs may be more than before.")] = False,
-    tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    tracker: Annotated[
+        Tracker | None,
+        Option(help="Where to log training, too: `mlflow`, `wandb` or `tensorboard` (docs/guides/trackers.md)."),
+    ] = None,
     json_: Json = False,
     split_by: Annotated[str, of_data(help="A column of the data that says which split each sample is in.")] = "",
     task: Annotated[
@@ -134,6 +141,7 @@ def fit(
         if read_rank() == 0:
             print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if json_ else sys.stdout)
 
+    callbacks = [_make_tracker(tracker)] if tracker else []
     network = make_network()
     parts = [name.strip() for name in f"{ignore_channels},{ignore_words}".split(",") if name.strip()]
     ignored = read_ignored([read_ignored(part) for part in (ignore, ignore_mask, tuple(parts)) if part])
@@ -169,8 +177,9 @@ def fit(
         given: dict[str, Any] = {"target": egt_target, "reach": egt_reach, "every": egt_every, "class_weights": weights}
         weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
         loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
-        given = {"out_dir": out, "resume": resume, "workers": reading.workers, "ranks": ranks, "tensorboard": tensorboard}
-        with record_source(out, source, resume=resume, skip_bad=reading.skip_bad, network=network, ranks=ranks):
+        given = {"out_dir": out, "resume": resume, "workers": reading.workers, "ranks": ranks, "callbacks": callbacks}
+        record = record_source(out, source, resume=resume, skip_bad=reading.skip_bad, network=network, ranks=ranks)
+        with record, redirect_stdout(sys.stderr if json_ else sys.stdout):  # MLflow prints where its run is
             result = xl.fit(net, train, validation, loss=loss, progress=not json_, **given, **vars(settings))
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -183,6 +192,17 @@ def fit(
         names = ", ".join(dropped)
         say(f"policies left out, which were chosen for the network as it was before: {names}; calibrate again")
     _show_result(net, result, out, list_bad(train, validation), json_)
+
+
+def _make_tracker(name: Tracker) -> TrainingCallback:
+    from exitlens import trackers
+
+    kinds: dict[Tracker, Callable[[], TrainingCallback]] = {
+        "mlflow": trackers.MLflowTracker,
+        "wandb": trackers.WandbTracker,
+        "tensorboard": trackers.TensorBoardTracker,
+    }
+    return kinds[name]()
 
 
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
@@ -238,7 +258,7 @@ class CollectOptions:
 @takes(ReadSettings, {"Data": f"data {READING}"})
 @takes(CollectOptions, TRACE)
 def calibrate(
-    bundle: Bundle,
+    bundle: OwnBundle,
     make_request: Callable[..., CalibrationRequest],
     make_reading: Callable[..., ReadSettings],
     make_trace_options: Callable[..., CollectOptions],
@@ -491,7 +511,7 @@ def compare(
 @verbs.command(epilog="Example: `exitlens certify --bundle runs/x --area 0.2`")
 @takes(ReadSettings, {"Data": f"data {READING}"})
 def certify(
-    bundle: Bundle,
+    bundle: OwnBundle,
     make_reading: Callable[..., ReadSettings],
     area: Annotated[float, of_swaps(help="Share of an input's locations that a map shows.")] = 0.2,
     delta: Annotated[float, of_swaps(help="Chance that the promise is wrong.")] = 0.1,

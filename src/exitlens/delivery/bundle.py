@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from exitlens.delivery.card import write_card
+from exitlens.delivery.hub import fetch_bundle, refuse_address
 from exitlens.errors import (
     BundleError,
     ExitlensError,
@@ -26,7 +28,7 @@ from exitlens.errors import (
     require,
 )
 from exitlens.io import read_json, read_tensors, replace_directory, verify_checksums, write_manifest, write_tensors
-from exitlens.model.attach import attach
+from exitlens.model.attach import OtherHead, attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cascade import cascade
@@ -37,6 +39,7 @@ from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.policies import DEFAULT, check_name, check_named
 from exitlens.types.tasks import Task
+from exitlens.workflow.evaluation import Report
 from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
 KIND, FORMAT = "exitlens", 1
@@ -55,6 +58,7 @@ def save(
     *,
     policies: Mapping[str, Policy] | None = None,
     overwrite: bool = False,
+    card: bool | Report = False,
 ) -> Path:
     """Write a bundle: weights, how the network is built, its policies, and a checksum of each file.
 
@@ -67,11 +71,14 @@ def save(
         policies: further policies of this network by name, which :func:`load_policies` reads. A name has 1 to 40 characters
             a-z, 0-9, _ and -; ``default`` is reserved for ``policy``.
         overwrite: replace an existing bundle, with all its policies.
+        card: also write a model card, ``README.md``, from the bundle's record (extra ``hub``), with the figures of a
+            :class:`~exitlens.Report` of test samples if one is given. Text of your own in a card that is there stays.
     """
     require(net, ExitNet, "net")
     require(policy, Policy | None, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
-    target = Path(directory).resolve()
+    require(card, bool | Report, "card", "True, or what xl.evaluate gave")
+    target = refuse_address(Path(directory)).resolve()
     if policy is not None:
         policy.check(net.num_exits, net.identity(), net.info.task)
     named = policies or {}
@@ -80,6 +87,8 @@ def save(
         fix = "pass overwrite=True, or " if (target / MANIFEST).exists() else "it is not a bundle: "
         raise OutputExistsError(f"directory: {target} exists. Fix: {fix}choose another directory.")
     _write_bundle(net, dict(named) if policy is None else {DEFAULT: policy, **named}, target, {})
+    if card:
+        write_card(target, card if isinstance(card, Report) else None)
     return target
 
 
@@ -155,17 +164,22 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
         _write_manifest(temporary, others + _write_policies(temporary, policies), manifest)
 
 
-def load(directory: str | Path, *, backbone: Backbone = None) -> tuple[ExitNet, Policy | None]:
+def load(
+    directory: str | Path, *, backbone: Backbone = None, heads: Mapping[int, OtherHead] | None = None
+) -> tuple[ExitNet, Policy | None]:
     """Read a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
 
     Args:
         directory: what :func:`save` wrote, or a run directory. Of a run that has not ended, the best epoch so far is taken,
-            with a :class:`~exitlens.errors.WeightsWarning`.
+            with a :class:`~exitlens.errors.WeightsWarning`. Or an address on the Hugging Face Hub, ``hf://user/name`` or
+            ``hf://user/name@revision`` (extra ``hub``): safetensors, JSON and ONNX are fetched, and nothing is run.
         backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced. For a
             cascade, the modules of its members (``None`` for one that has a source).
+        heads: heads of your own, as :func:`exitlens.attach` took them; their weights are replaced.
 
     Raises:
         BundleError: a missing, altered or truncated file, another format, or a backbone that does not fit.
+        HubError: an address that nothing can be fetched from.
 
     Examples:
         >>> path = xl.save(net, policy, "bundle")
@@ -175,14 +189,14 @@ def load(directory: str | Path, *, backbone: Backbone = None) -> tuple[ExitNet, 
     """
     require(directory, str | Path, "directory")
     require(backbone, nn.Module | Sequence | None, "backbone", "the plain module that exits were attached to")
-    source = find_bundle(Path(directory), backbone)
+    source = find_bundle(fetch_bundle(directory), backbone)
     manifest = _verify_files(source)
     values, policy_values = read_json(source / NETWORK), read_json(source / POLICY)
     try:
         tuning = values.pop("tuning")
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
         info = NetworkInfo.from_dict(values)
-        net = _build(info, backbone).to(getattr(torch, facts["dtype"]))
+        net = _build(info, backbone, heads).to(getattr(torch, facts["dtype"]))
         net.info = info
         if tuning is not None:
             net.tuning = Tuning.from_dict(tuning)
@@ -213,13 +227,13 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
     """Read the policies of a bundle, without building its network.
 
     Args:
-        directory: what :func:`save` wrote, or the run directory that holds it.
+        directory: what :func:`save` wrote, the run directory that holds it, or an address as in :func:`load`.
 
     Returns:
         By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
     """
     require(directory, str | Path, "directory")
-    return _read_bundle_policies(find_bundle(Path(directory)))
+    return _read_bundle_policies(find_bundle(fetch_bundle(directory)))
 
 
 def _read_bundle_policies(source: Path) -> dict[str, Policy]:
@@ -293,8 +307,10 @@ def _verify_files(source: Path) -> dict[str, Any]:
     return manifest | {"onnx": manifest.get("onnx", [])}
 
 
-def _build(info: NetworkInfo, backbone: Backbone) -> ExitNet:
+def _build(info: NetworkInfo, backbone: Backbone, heads: Mapping[int, OtherHead] | None = None) -> ExitNet:
     if info.members:
+        if heads:
+            raise BundleError("it is a cascade, whose members have heads of their own. Fix: leave heads out.")
         given: Any = [None] * len(info.members) if backbone is None else backbone
         if not isinstance(given, Sequence) or len(given) != len(info.members):
             raise BundleError(f"it is a cascade. Fix: load(..., backbone=[...]) with its {len(info.members)} members.")
@@ -319,7 +335,7 @@ def _build(info: NetworkInfo, backbone: Backbone) -> ExitNet:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
         shape: dict[str, Any] = {"final": info.final, "end": info.end, "layout": info.layout, "head": info.head}
-        return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
+        return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, heads=heads, **shape)
 
 
 def find_bundle(path: Path, backbone: Backbone = None) -> Path:
@@ -327,7 +343,7 @@ def find_bundle(path: Path, backbone: Backbone = None) -> Path:
 
     A training that was stopped has left none: it is written here, from the best epoch so far, again when the run goes on.
     """
-    for candidate in (path, path / "bundle"):
+    for candidate in (refuse_address(path), path / "bundle"):
         if (candidate / MANIFEST).is_file():
             break
     else:

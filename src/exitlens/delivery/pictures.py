@@ -20,7 +20,7 @@ SCALE = 160  # pixels, the side of a gallery picture
 
 def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
     """Turn network input ``(C,H,W)`` back into a picture of about ``side`` pixels, or twice that if the image is large."""
-    shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
+    shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float().cpu())
     picture = to_picture(shown)
     picture.thumbnail((2 * side, 2 * side))
     factor = max(1, round(side / max(picture.size)))

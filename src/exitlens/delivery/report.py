@@ -29,6 +29,7 @@ from torch import Tensor
 from exitlens.data.sets import LazySet, SampleSet
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.explanations import load_template
+from exitlens.delivery.hub import fetch_bundle
 from exitlens.delivery.pictures import draw_heat, draw_image
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.display import QUOTES, choose_text_colour, data_uri, pick_exit_colour
@@ -139,7 +140,7 @@ def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Seque
     """Describe how runs were made, as far as they record it; ``command`` writes the report, ``data`` is its ``--data``."""
     facts, seeds = {}, []
     for path in paths:
-        record = find_bundle(path).parent / SETTINGS
+        record = find_bundle(fetch_bundle(path)).parent / SETTINGS
         seed = "not recorded"
         if record.is_file():
             try:

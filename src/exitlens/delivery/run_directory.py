@@ -18,6 +18,7 @@ from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import find_bundle, load, load_policies
+from exitlens.delivery.hub import fetch_bundle, is_address
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import make_directory, read_json, write_json
 from exitlens.model.network import ExitNet
@@ -110,8 +111,8 @@ def read_network(path: Path) -> NetworkSettings:
 
 
 def _find_record(path: Path) -> Path:
-    record = path / DATA
-    return record if record.is_file() else find_bundle(path).parent / DATA
+    record = path / DATA  # which nothing on the Hub has
+    return record if record.is_file() or is_address(path) else find_bundle(path).parent / DATA
 
 
 def _parse_record(path: Path) -> tuple[DataSource, bool]:
@@ -145,8 +146,9 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
 
 def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
     """Load the network and a policy of a run or bundle (the default one, or that of the name), or raise PolicyError."""
-    net, policy = load(path)
-    policies = load_policies(path) if name or policy is None else {DEFAULT: policy}
+    source = fetch_bundle(path)
+    net, policy = load(source)
+    policies = load_policies(source) if name or policy is None else {DEFAULT: policy}
     if (policy := policies.get(name or DEFAULT)) is not None:
         return net, policy
     fix = f"Fix: run exitlens calibrate --bundle {path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import get_args
@@ -25,6 +25,8 @@ from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 from exitlens.types.settings import check_choice
 
+OtherHead = Callable[[ExitHead], ExitHead]
+
 
 def attach(  # noqa: PLR0913
     backbone: nn.Module | str,
@@ -38,6 +40,7 @@ def attach(  # noqa: PLR0913
     placement: Placement = "cost",
     head: HeadKind = "evidence",
     groups: Mapping[str, Sequence[int]] | None = None,
+    heads: Mapping[int, OtherHead] | None = None,
 ) -> ExitNet:
     """Attach exits to a backbone, and return the network in its mode (train or eval); weights are shared, not copied.
 
@@ -65,6 +68,8 @@ def attach(  # noqa: PLR0913
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
+        heads: heads of your own by their exits. Each is a function that takes the head that would stand there and returns
+            another :class:`~exitlens.model.heads.ExitHead` (docs/guides/extending.md); :func:`exitlens.load` takes them too.
 
     Warns:
         ReachWarning: if the locations of an early exit see less than a quarter of the image's shorter side.
@@ -100,11 +105,12 @@ def attach(  # noqa: PLR0913
         plain = sum(count_node_macs(pieces.traced).values())
         if plain == 0:
             raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
-        heads = _make_heads(pieces, num_classes, final, head, plain, named)
+        chosen = _make_heads(pieces, num_classes, final, head, plain, named)
         if end:
-            pieces, heads = replace(pieces, stages=pieces.stages[:-1], features=pieces.features[:-1]), heads[:-1]
-        cost, head_share = _measure_cost(pieces, heads, final, plain)
-        geometry = find_map_geometry(pieces, heads)
+            pieces, chosen = replace(pieces, stages=pieces.stages[:-1], features=pieces.features[:-1]), chosen[:-1]
+        _replace_heads(chosen, heads or {})
+        cost, head_share = _measure_cost(pieces, chosen, final, plain)
+        geometry = find_map_geometry(pieces, chosen)
     tensors, last = list_tensors(example), pieces.features[-1].layout
     is_mixed = len({t.dtype for t in tensors}) > 1
     spec = InputSpec(
@@ -138,7 +144,7 @@ def attach(  # noqa: PLR0913
         feature_offsets=tuple(m.feature_offset for m in moved),
     )
     warn_of_small_reach(geometry, exits, shape[1:], head)
-    net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
+    net = ExitNet(pieces.stages, chosen, cost, head_share, info, spec, module)
     net.heads.train(module.training)
     for stage in pieces.stages:
         stage.training = module.training
@@ -194,6 +200,15 @@ def _make_heads(
         is_exact = kept.classifier is None or _is_exact(pieces, kept, kept.classifier)
         heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)
     return heads
+
+
+def _replace_heads(heads: list[ExitHead], others: Mapping[int, OtherHead]) -> None:
+    for k, make in others.items():
+        if k not in range(len(heads)):
+            raise InputError(f"heads: expected exits from 0 to {len(heads) - 1}, got {k!r}. Fix: count exits from 0.")
+        like, heads[k] = next(heads[k].parameters()), make(heads[k])
+        require(heads[k], ExitHead, f"heads[{k}]", "return a subclass of exitlens.model.heads.ExitHead")
+        heads[k].to(like.device, like.dtype)
 
 
 def _is_exact(pieces: Pieces, head: ExitHead, linear: nn.Linear) -> bool:

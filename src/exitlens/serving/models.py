@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, read_policies
+from exitlens.delivery.hub import fetch_bundle
 from exitlens.edge.export import FORMAT, GOLDEN
 from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestError
 from exitlens.functional.routing import needs_head
@@ -186,8 +187,11 @@ def decode_text(text: bytes) -> str:
 
 
 def open_bundle(name: str, directory: Path) -> ServedModel:
-    """Open a bundle, run directory or edge bundle; raise :class:`BundleError`, or :class:`PolicyError` without a policy."""
-    source = find_bundle(directory)
+    """Open a bundle, run directory or edge bundle, on this disk or on the Hub.
+
+    Raises :class:`BundleError`, :class:`HubError`, or :class:`PolicyError` without a policy.
+    """
+    source = find_bundle(fetch_bundle(directory))
     version, manifest = read_version(source), read_json(source / MANIFEST)
     if isinstance(manifest, dict) and "segments" in manifest:
         model = _open_edge(name, source, manifest)

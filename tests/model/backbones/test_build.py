@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torchvision import models
 import exitlens as xl
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME
 from exitlens.model.backbones import build
-from exitlens.model.backbones.build import Normalisation, read_config, read_normalisation, read_tokenizer
+from exitlens.model.backbones.build import Normalisation, read_config, read_normalisation, read_tokenizer, rebuild_backbone
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.network import NetworkInfo
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -49,6 +50,18 @@ def test_timm_by_name():
     assert network(torch.randn(2, 1, 64, 64)).shape == (2, 6)
     with pytest.raises(xl.errors.InputError, match="Did you mean"):
         xl.build_backbone("timm:resnet18x", 6)
+
+
+def test_a_record_neither_fetches_anything_nor_names_code():
+    """Attention "user/kernel" would be fetched from the Hub and run; auto_map names Python files there."""
+    code = {"attn_implementation": "user/kernel", "auto_map": {"AutoModelForSequenceClassification": "user/name--m.Net"}}
+    info = NetworkInfo(AT, 3, "head", (10,), source="hf:bert", inputs=("input_ids",), dtypes=("int64",))
+    with pytest.raises(xl.errors.InputError, match=r"hf:bert stands without its configuration\. Fix: "):
+        rebuild_backbone(info)
+    built = rebuild_backbone(replace(info, config=config_values(**code)))
+    assert type(built).__module__.startswith("transformers.models.bert")
+    assert built.config._attn_implementation in ("sdpa", "eager")
+    assert not hasattr(built.config, "auto_map")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +123,7 @@ def test_a_token_count_is_not_taken_for_channels(monkeypatch, names, shape, chan
     asked = []
     monkeypatch.setattr(build, "build_backbone", lambda *args, **kwargs: asked.append(args))
     dtypes = ("int64",) * len(names)
-    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert", inputs=names, dtypes=dtypes))
+    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert", inputs=names, dtypes=dtypes, config={}))
     assert asked == [("hf:bert", 5, channels)]
     assert build.make_example(nn.Linear(2, 2), 1, 28).shape == (1, 1, 28, 28)
 

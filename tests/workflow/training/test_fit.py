@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -412,14 +411,3 @@ def test_data_and_networks_that_cannot_be_trained(tiny_set):
     headless = xl.attach(TinyNet(), [], 4, torch.zeros(1, 3, 16, 16), final="keep")
     with pytest.raises(xl.errors.TrainingError, match="nothing is left"):
         xl.fit(headless, [], [], freeze_backbone=True)
-
-
-@pytest.mark.slow
-def test_tensorboard(tiny_set, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[log\]"):
-            xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", tensorboard=True, **QUICK)
-    pytest.importorskip("tensorboard")
-    xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", tensorboard=True, **QUICK)
-    assert list((tmp_path / "r").glob("events.out.tfevents*"))

@@ -28,6 +28,7 @@ _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
 TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor_config.json"
 TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 HALF = (0.5, 0.5, 0.5)
+CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "auto_map")  # may name code on the Hub
 INCEPTION = ("googlenet", "inception_v3")  # torchvision turns ImageNet's normalisation into this one inside; ours does not
 
 
@@ -86,7 +87,12 @@ def build_backbone(
 
 
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
-    """Build the backbone that a network was attached to, with random weights, from the record in its bundle."""
+    """Build the backbone that a network was attached to, with random weights, from the record in its bundle.
+
+    What the record says never fetches anything, and runs no code but that of the library it names.
+    """
+    if info.source.startswith("hf:") and info.config is None:
+        raise InputError(f"backbone: {info.source} stands without its configuration. Fix: save the bundle again.")
     return build_backbone(info.source, info.num_classes, info.channels, config=info.config, modality=info.modality)
 
 
@@ -139,7 +145,7 @@ def _build_transformers(
 ) -> nn.Module:
     """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``."""
     transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
-    settings = _read_settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**config)
+    settings = _read_settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**_strip(config))
     settings.num_labels = num_classes
     if hasattr(settings, "num_channels"):
         settings.num_channels = in_channels
@@ -168,6 +174,11 @@ def _build_transformers(
     loaded |= {key: torch.empty(0, device="meta") for key in sorted(notes["unexpected_keys"])}
     report_match(f"hf:{name}", expected, loaded, Match(fits, {key: key for key in clashes})).tell_misfits(say)
     return network.train()
+
+
+def _strip(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may name code on the Hub, such as a kernel for attention; ``read_config`` writes none of it."""
+    return {key: _strip(value) if isinstance(value, dict) else value for key, value in config.items() if key not in CODE}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -30,11 +30,12 @@ from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
 from exitlens.workflow.training.augmentation import Augmentation
+from exitlens.workflow.training.callbacks import TrainingCallback, check_callbacks, open_calls
 from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
 from exitlens.workflow.training.ignoring import Ignoring, read_ignored
-from exitlens.workflow.training.record import GUIDE, format_epoch, open_tensorboard, read_epochs
+from exitlens.workflow.training.record import GUIDE, format_epoch, read_epochs
 from exitlens.workflow.training.run import Augment, TrainingRun, check_validation
 
 
@@ -87,7 +88,6 @@ def fit(  # noqa: PLR0913
     resume: bool = False,
     keep: Literal["last", "best"] | None = None,
     progress: bool = True,
-    tensorboard: bool = False,
     balanced: bool = False,
     accumulate: int = 1,
     clip_norm: float | None = None,
@@ -98,6 +98,7 @@ def fit(  # noqa: PLR0913
     share_cores: bool = True,
     rely_on: RelyOn = "anything",
     ignore: Any = None,
+    callbacks: Sequence[TrainingCallback] = (),
     ranks: DistributedContext | None = None,
 ) -> FitResult:
     """Train the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
@@ -133,7 +134,9 @@ def fit(  # noqa: PLR0913
             from another sample, label kept, before ``augment``.
         resume: continue the run in ``out_dir``, if there is one; otherwise an existing run is an error.
         progress: show a progress bar; without a terminal, a line every 30 seconds.
-        tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
+        callbacks: called at the start, after every epoch and at the end, as
+            :class:`~exitlens.workflow.training.callbacks.TrainingCallback` says; :mod:`exitlens.trackers` has those for
+            MLflow, Weights & Biases and TensorBoard (docs/guides/trackers.md).
         ranks: the processes that share the work; by default those of ``torchrun`` or of the process group;
             ``DistributedContext()``: this process alone.
 
@@ -149,6 +152,7 @@ def fit(  # noqa: PLR0913
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
     require(out_dir, str | Path | None, "out_dir")
+    check_callbacks(callbacks)
     replaced = {"augment": augment if isinstance(augment, str) else "none", "ignore": read_ignored(ignore)}
     arguments = locals() | replaced
     settings = TrainingSettings(**{item.name: arguments[item.name] for item in fields(TrainingSettings)})
@@ -168,13 +172,13 @@ def fit(  # noqa: PLR0913
         with ranks.together():
             net.describe(task=check_validation(net, val))
         shown = progress and ranks.is_first
-        events = directory if tensorboard and ranks.is_first else None
         with (
+            open_calls(callbacks, run) as calls,
             run.open(resume, train),
             SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
             show_progress(shown) as bar,
-            open_tensorboard(events) as write_events,
         ):
+            calls.start()
             note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
             if run.note:
                 note(run.note)
@@ -187,21 +191,22 @@ def fit(  # noqa: PLR0913
                         run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
             if settings.rely_on == "map" and not run.is_over:
                 run.guide = _train_guide(run, train, val, resume, bar, note)
-            _train(run, train, val, bar, note, write_events)
+            _train(run, train, val, bar, note, calls.tell_epoch)
             if run.epochs_done < settings.epochs:
                 note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
-        kept = run.finish()
+            kept = run.finish()
+            calls.finish(kept)
     return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
 
 
 def _train(
-    run: TrainingRun, train: Any, val: Any, bar: Progress, note: Callable[[str], None], write: Callable[[Any], None]
+    run: TrainingRun, train: Any, val: Any, bar: Progress, note: Callable[[str], None], tell: Callable[[], None]
 ) -> None:
     with use_common_statistics(run.net, run.ranks):
         while not run.is_over:
             row = run.train_epoch(run.epochs_done, train, val, bar)
             run.save(row)
-            write(row)
+            tell()
             note(f"{run.prefix}{format_epoch(row, run.settings.epochs)}")
 
 
@@ -227,7 +232,7 @@ def _train_guide(run: TrainingRun, train: Any, val: Any, resume: bool, bar: Prog
         ) from error
     teacher = TrainingRun(net, run.loss, settings, run.augment, run.ignoring, run.workers, folder, ranks, is_guide=True)
     with teacher.open(resume or bool(run.history), train):
-        _train(teacher, train, val, bar, note, lambda row: None)
+        _train(teacher, train, val, bar, note, lambda: None)
     teacher.finish()
     if not run.history:
         run.seconds += teacher.seconds

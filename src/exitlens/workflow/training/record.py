@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.errors import ExitlensError, OutputExistsError, TrainingError, import_extra
+from exitlens.errors import ExitlensError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import make_directory, read_tensors, write_json, write_tensors, write_text
 from exitlens.launch import count_restarts, name_launch
@@ -179,21 +178,3 @@ def flatten_row(row: dict[str, Any]) -> dict[str, float]:
     for name in ("accuracy", "f1", "cc"):
         flat |= {f"{name}_exit{k}": value for k, value in enumerate(row.get(name, ()))}
     return flat
-
-
-@contextmanager
-def open_tensorboard(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that writes a row to TensorBoard (extra ``log``), or does nothing without ``out_dir``."""
-    if out_dir is None:
-        yield lambda row: None
-        return
-    writer = import_extra("torch.utils.tensorboard", "log", "fit(tensorboard=True)").SummaryWriter(str(out_dir))
-
-    def write(row: dict[str, Any]) -> None:
-        for name, value in flatten_row(row).items():
-            writer.add_scalar(name, value, row["epoch"])
-
-    try:
-        yield write
-    finally:
-        writer.close()

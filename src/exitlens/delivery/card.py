@@ -1,0 +1,197 @@
+"""Model cards: README.md of a bundle or edge bundle, written from its record, with metadata that the Hub reads."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from exitlens.errors import InputError, first_line, import_extra
+from exitlens.io import read_json, write_text
+from exitlens.model.network import NetworkInfo
+from exitlens.types import Policy
+from exitlens.types.outputs import exit_name, format_threshold
+from exitlens.types.policies import DEFAULT, Calibration
+from exitlens.workflow.evaluation import Report
+
+CARD, MANIFEST = "README.md", "manifest.json"
+_PIPELINES = {"image": "image-classification", "text": "text-classification", "vector": "tabular-classification"}
+_TAGS = ("exitlens", "early-exit")
+_BEGIN = "<!-- exitlens: from the record of bundle {}; text of your own goes above this line or below the last -->"
+_END = "<!-- exitlens: end of the record -->"
+_RECORD = re.compile(f"{_BEGIN.format('([0-9a-f]+)')}.*?{_END}", re.S)
+_ADDRESS = re.compile(r"hf://[\w.-]+/[\w.-]+")
+_OPENING = """---
+library_name: exitlens
+---
+
+# {}
+
+*What it was trained on, and what it is for, its author has not written here yet.*
+"""
+
+
+class _Facts(NamedTuple):
+    """What a card says of a network."""
+
+    modality: str
+    gives_labels: bool
+    num_classes: int
+    classes: tuple[str, ...]  # names, if they have any
+    num_exits: int
+    form: str
+    cost: tuple[float, ...] = ()  # of every exit; empty: not in the files
+    is_edge: bool = False
+    needs_module: bool = False
+    is_unfinished: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.modality} classifier with {self.num_exits} exits".capitalize()
+
+
+def write_card(directory: Path, report: Report | None = None) -> None:
+    """Write the card of a bundle or edge bundle; text and metadata that its author added to an older one stay.
+
+    ``report`` gives figures of test samples; without one, the figures are those of the calibration.
+    """
+    from exitlens.delivery.explanations import load_template
+
+    facts, policies, path = _read_facts(directory), _read_policies(directory), directory / CARD
+    policy = policies.pop(DEFAULT, None)
+    record = None if policy is None or policy.is_changed else policy.calibration
+    columns = {} if policy is None else _tabulate(facts, policy, record, report)
+    text = load_template("card.md.j2").render(
+        facts=facts,
+        policy=policy,
+        calibration=record,
+        others=policies,
+        report=report,
+        columns=list(columns),
+        rows=list(zip(*columns.values(), strict=True)),
+    )
+    begin, text = _BEGIN.format(_hash_bundle(directory)), re.sub(r"\n{3,}", "\n\n", text).strip()
+    written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, _OPENING.format(facts.title))
+    is_marked = _RECORD.search(card.text) is not None
+    card.text = _RECORD.sub(lambda _: written, card.text) if is_marked else f"{card.text.rstrip()}\n\n{written}\n"
+    card.data.library_name, card.data.pipeline_tag = "exitlens", _PIPELINES.get(facts.modality)
+    card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
+    card.data.model_name = card.data.model_name or facts.title
+    card.data.eval_results = list(_list_results(facts, record, report)) or None
+    write_text(path, str(card))
+
+
+def publish_card(directory: Path, repo: str) -> None:
+    """Write a card where there is none, or one of an older state of the bundle, and name the repository in it.
+
+    A README without the marks of such a card is its author's alone, and stays as it is.
+    """
+    path = directory / CARD
+    written = _RECORD.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if path.is_file() and written is None:
+        return
+    if written is None or written[1] != _hash_bundle(directory):
+        write_card(directory)
+    card = _open_card(path)
+    card.text = _RECORD.sub(lambda record: _ADDRESS.sub(f"hf://{repo}", record[0]), card.text)
+    card.data.model_name = repo.partition("/")[2]
+    write_text(path, str(card))
+
+
+def _open_card(path: Path, opening: str = "") -> Any:
+    """Read the card there as a ``ModelCard`` of huggingface_hub, or make one that begins like this."""
+    hub = import_extra("huggingface_hub", "hub", "a model card")
+    try:
+        return hub.ModelCard(path.read_text(encoding="utf-8") if path.is_file() else opening)
+    except Exception as error:  # of its YAML, of many kinds
+        raise InputError(
+            f"card: the metadata of {path} cannot be read ({first_line(error)}). Fix: correct the lines between --- and ---."
+        ) from error
+
+
+def _hash_bundle(directory: Path) -> str:
+    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()[:12]
+
+
+def _read_policies(directory: Path) -> dict[str, Policy]:
+    named = directory / "policies.json"
+    values = {DEFAULT: read_json(directory / "policy.json"), **(read_json(named) if named.is_file() else {})}
+    return {name: Policy.from_dict(policy) for name, policy in values.items() if policy is not None}
+
+
+def _read_facts(directory: Path) -> _Facts:
+    manifest = read_json(directory / MANIFEST)
+    if "segments" in manifest:
+        return _Facts(
+            manifest["modality"],
+            manifest.get("task") == "multilabel",
+            manifest["num_classes"],
+            tuple(manifest["classes"]),
+            manifest["num_exits"],
+            f"ONNX files ({manifest['precision']}), which run without PyTorch",
+            cost=tuple(manifest["cost"]),
+            is_edge=True,
+        )
+    values = read_json(directory / "network.json")
+    info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
+    sources = [member.source for member in info.members or (info,)]
+    names = " and ".join(source or "a module whose code is not here" for source in sources)
+    return _Facts(
+        info.modality.name,
+        info.task == "multilabel",
+        info.num_classes,
+        info.classes,
+        len(info.at) + 1,
+        names if info.members else f"{names}, with early exits after {', '.join(info.at)}",
+        needs_module=not all(sources),
+        is_unfinished="unfinished" in manifest,
+    )
+
+
+def _tabulate(facts: _Facts, policy: Policy, record: Calibration | None, report: Report | None) -> dict[str, list[str]]:
+    """Return the columns of the table of exits, by their heads."""
+    columns = {
+        "exit": [exit_name(k, facts.num_exits) for k in range(facts.num_exits)],
+        "threshold": [*(format_threshold(level, 3) for level in policy.thresholds), "answers the rest"],
+    }
+    if cost := [row.cost for row in report.exits] if report else facts.cost:
+        columns["cost"] = [f"{share:.3f}" for share in cost]
+    if report is not None:
+        columns["answers (%)"] = [_percent(row.share) for row in report.exits]
+        columns["accuracy of these (%)"] = [_percent(row.accuracy_when_taken) for row in report.exits]
+        columns["accuracy on all samples (%)"] = [_percent(row.accuracy) for row in report.exits]
+    elif record is not None and record.reference is not None:
+        counts = [sum(cells) for cells in record.reference.counts]
+        columns["answers (%)"] = [_percent(count / sum(counts)) for count in counts]
+    return columns
+
+
+def _list_results(facts: _Facts, record: Calibration | None, report: Report | None) -> Iterator[Any]:
+    """Yield what the metadata has of figures: of test samples, or of those that tested the certificate."""
+    figures: dict[str, float | None] = {}
+    if report is not None:
+        figures = {"accuracy": report.accuracy, "accuracy_drop": report.accuracy_drop, "mean_cost": report.cost}
+        samples, split = f"{report.samples:,} test samples of the author", "test"
+    elif record is not None:
+        tested = record.certification
+        passed = () if tested is None or tested.reason else tested.tests
+        figures = {test.name.removeprefix("max_"): test.mean for test in passed} | {"mean_cost": record.cost}
+        samples, split = f"{record.samples:,} calibration samples of the author", "calibration"
+    for name, value in figures.items():
+        if value is not None:
+            yield import_extra("huggingface_hub", "hub", "a model card").EvalResult(
+                task_type=_PIPELINES.get(facts.modality, f"{facts.modality}-classification"),
+                dataset_type="not-published",
+                dataset_name=samples,
+                dataset_split=split,
+                metric_type=name,
+                metric_name=name.replace("_", " ").capitalize(),
+                metric_value=round(value, 4),
+            )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"

@@ -1,0 +1,167 @@
+"""The Hugging Face Hub: bundles that are fetched from addresses such as hf://user/name, and pushed to them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from exitlens.delivery.card import CARD, MANIFEST, publish_card
+from exitlens.errors import BundleError, HubError, InputError, WeightsWarning, first_line, import_extra, require
+from exitlens.io import read_json, verify_checksums
+
+# of bundles and edge bundles: nothing else is fetched, above all no code and no pickle
+FILES = (MANIFEST, "network.json", "policy.json", "policies.json", "weights.safetensors", "golden.npz", "*.onnx")
+_ADDRESS = re.compile(r"hf:/(?:models/)?([\w.-]+/[\w.-]+)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)|[^/@]+))?")  # of a Path
+_COMMIT = re.compile("[0-9a-f]{40}")
+_LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
+
+
+def is_address(path: str | Path) -> bool:
+    """Return whether it is an address on the Hub; so is its ``Path``, in which one slash is left."""
+    return Path(path).parts[:1] == ("hf:",)
+
+
+def parse_address(address: str | Path) -> tuple[str, str | None]:
+    """Return repository and revision of ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION``, as huggingface_hub reads it."""
+    match = _ADDRESS.fullmatch(Path(address).as_posix())
+    if match is None:
+        raise InputError(
+            f"bundle: expected hf://USER/NAME or hf://USER/NAME@REVISION, got {str(address)!r}. Fix: name a model "
+            "repository, and no folder in it; write %2F for a slash in a revision."
+        )
+    return match[1], unquote(match[2]) if match[2] else None
+
+
+def refuse_address(path: Path) -> Path:
+    """Return the path of a bundle that is to be changed; raise :class:`BundleError` for one on the Hub."""
+    if not is_address(path):
+        return path
+    repo, _ = parse_address(path)
+    raise BundleError(
+        f"bundle: hf://{repo} is on the Hub and cannot be changed there. Fix: fetch a copy of your own by hf download "
+        f"{repo} --local-dir DIR, give DIR here, and push it when it is done."
+    )
+
+
+def fetch_bundle(path: str | Path) -> Path:
+    """Return the directory of a bundle; if it is an address, fetch what it names into the cache of huggingface_hub first.
+
+    A revision means a newer commit only once all files of that commit have arrived. So an interrupted download takes no
+    older copy away, and the next one fetches what is missing. If the Hub cannot be reached, the copy on this disk is used,
+    with a :class:`~exitlens.errors.WeightsWarning` unless ``HF_HUB_OFFLINE`` is set.
+
+    Raises:
+        HubError: for a repository or revision that does not exist or may not be read, and without a connection or copy.
+        BundleError: if the repository holds no bundle.
+    """
+    if not is_address(path):
+        return Path(path)
+    repo, revision = parse_address(path)
+    hub = import_extra("huggingface_hub", "hub", f"hf://{repo}")
+    with _translate_errors(hub, repo):
+        folder, reason = _fetch(hub, repo, revision)
+    if reason and not hub.constants.HF_HUB_OFFLINE:
+        words = f"hf://{repo}: the Hub cannot be reached ({reason}): the copy of commit {folder.name[:12]} is used."
+        warnings.warn(f"{words} Fix: set HF_HUB_OFFLINE=1 if that is what you want.", WeightsWarning, stacklevel=3)
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"hf://{repo}: it holds no {MANIFEST}, so it is no bundle. Fix: name one that push_to_hub made.")
+    return folder
+
+
+def _fetch(hub: Any, repo: str, revision: str | None) -> tuple[Path, str]:
+    """Return the directory, and why the Hub was not asked, if so."""
+    fetch = partial(hub.snapshot_download, repo, allow_patterns=list(FILES), library_name="exitlens")
+    if _COMMIT.fullmatch(revision or ""):
+        return Path(fetch(revision=revision)), ""
+    try:
+        commit = hub.HfApi().model_info(repo, revision=revision).sha
+    except Exception as error:  # those of the network have no common base
+        response = getattr(error, "response", None)
+        if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
+            raise  # a wrong name, or the Hub refuses
+        return Path(fetch(revision=revision, local_files_only=True)), first_line(error)
+    folder = Path(fetch(revision=commit))
+    if (folder / MANIFEST).is_file():
+        hub.hf_hub_download(repo, MANIFEST, revision=revision)  # is there: from here on, the revision means this commit
+    return folder, ""
+
+
+def push_to_hub(directory: str | Path, repo: str, *, private: bool | None = None, message: str = "") -> str:
+    """Push a bundle or edge bundle to the Hugging Face Hub, as one commit, and return its address (extra ``hub``).
+
+    The repository is made if it does not exist. Files of the bundle, its model card (``README.md``) and nothing else leave
+    the directory; a bundle in the repository is replaced, other files there stay. Without a card, or with the card of an
+    older state of the bundle, one is written from the record first; your own text and metadata in it are kept.
+
+    Args:
+        directory: what :func:`exitlens.save` or :func:`exitlens.export` wrote, or a run directory.
+        repo: ``user/name``, or ``user/name@branch`` for a branch that exists.
+        private: of a new repository; ``None``: as the account or organisation has it.
+        message: of the commit.
+
+    Returns:
+        ``hf://user/name@commit``, which names this very state for good; ``hf://user/name`` names the newest.
+
+    Raises:
+        BundleError: for a directory that is no bundle, or a damaged one.
+        HubError: without a connection, a token that may write there, or the branch.
+
+    Source: https://huggingface.co/docs/hub/model-cards and the guides of huggingface_hub on uploads.
+    """
+    require(directory, str | Path, "directory")
+    require(repo, str, "repo", "user/name")
+    source = Path(directory) if (Path(directory) / MANIFEST).is_file() else Path(directory) / "bundle"
+    manifest = read_json(source / MANIFEST) if (source / MANIFEST).is_file() else None
+    if not isinstance(manifest, dict) or not ("segments" in manifest or manifest.get("kind") == "exitlens"):
+        raise BundleError(f"directory: expected a bundle, got {directory}. Fix: give what save, export or fit wrote.")
+    verify_checksums(source, manifest)
+    repo, revision = parse_address(repo if is_address(repo) else f"hf://{repo}")
+    hub = import_extra("huggingface_hub", "hub", "push_to_hub")
+    publish_card(source, repo)
+    with _translate_errors(hub, repo):
+        api = hub.HfApi(library_name="exitlens")
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            revision=revision,
+            folder_path=source,
+            allow_patterns=[*manifest["sha256"], MANIFEST, CARD],
+            delete_patterns=list(FILES),  # of the bundle before
+            commit_message=message or "Push a bundle of exitlens",
+        )
+    return f"hf://{repo}@{commit.oid}"
+
+
+@contextmanager
+def _translate_errors(hub: Any, repo: str) -> Iterator[None]:
+    """Raise :class:`HubError` with what to do in place of an error of huggingface_hub or of the network."""
+    try:
+        yield
+    except Exception as error:  # they have no common base
+        raise HubError(f"hf://{repo}: {_explain(hub, error, repo)}") from error
+
+
+def _explain(hub: Any, error: Exception, repo: str) -> str:
+    errors, endpoint = hub.errors, hub.constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return f"the repository is gated. Fix: ask for access at {endpoint}/{repo}, and {_LOGIN}."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no such repository, or it is private. Fix: check the name; for a private one, {_LOGIN}."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision. Fix: name a branch, a tag or a whole commit, or leave the revision out."
+    if isinstance(error, errors.HFValidationError):
+        return f"no name of a repository ({first_line(error)}). Fix: expected USER/NAME."
+    if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
+        return f"the Hub refuses that ({first_line(error)}). Fix: {_LOGIN}, with a token that has the right to it."
+    if isinstance(error, errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and no whole copy is on this disk. Fix: unset it, and fetch the bundle once."
+    return (
+        f"{endpoint} cannot be reached, or broke off ({first_line(error)}). Fix: check the connection and try again: "
+        "files that have arrived are kept."
+    )
