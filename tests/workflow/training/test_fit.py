@@ -215,7 +215,8 @@ def test_every_loss_trains_every_map(tiny_set, loss, freeze):
 @pytest.mark.parametrize(
     ("loss", "epochs", "frozen"),
     [
-        (None, 12, False),  # targets have a floor from the eleventh epoch on
+        pytest.param(None, 12, False, marks=pytest.mark.slow),  # targets have a floor from the eleventh epoch on
+        (None, 2, False),
         (xl.EGTLoss(target="product", every=2), 2, False),
         (xl.EGTLoss(of="activation"), 2, False),
         (xl.EGTLoss(), 2, True),
