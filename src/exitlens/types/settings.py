@@ -308,7 +308,7 @@ class TrainingSettings:
         batch_norm: Either ``update`` the backbone's batch-norm statistics, or ``keep`` them and switch its dropout off
             (default: the recipe's).
         seed: Seed of the order of the data and of all random numbers in training.
-        amp: Train in bfloat16 (default: if the device is fast at it).
+        amp: Train in bfloat16 (default: if the device is fast at it and the inputs are no vectors).
         channels_last: Memory format of weights and images during training.
         freeze_backbone: Train the exit heads only; the backbone then runs once per sample, not in every epoch, unless
             something forbids it.

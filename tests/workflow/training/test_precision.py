@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import exitlens as xl
+from exitlens.io import read_json
 from exitlens.workflow.training.optimizer import use_half_precision
 
 CPU = torch.device("cpu")
@@ -57,3 +59,11 @@ def test_exported_code_and_named_arguments_run():
     with use_half_precision(CPU, True):
         assert torch.equal(exported(x), conv(x))
         assert F.conv2d(input=x, weight=conv.weight, groups=4).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize(("example", "amp"), [(torch.zeros(8, 6), False), (torch.zeros(8, 1, 12, 12), True)])
+def test_vectors_are_trained_in_single_precision_by_default(tmp_path, monkeypatch, example, amp):
+    monkeypatch.setattr("exitlens.workflow.training.fit.has_fast_bfloat16", lambda device: True)
+    net, data = xl.attach("small", 1, 2, example), torch.utils.data.TensorDataset(example, torch.arange(8) % 2)
+    xl.fit(net, data, data, epochs=1, batch_size=4, out_dir=tmp_path / "run", progress=False)
+    assert read_json(tmp_path / "run" / "settings.json")["settings"]["amp"] is amp

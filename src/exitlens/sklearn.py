@@ -1,0 +1,249 @@
+"""A classifier with exits for scikit-learn (extra ``sklearn``; docs/guides/scikit_learn.md)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from exitlens.data.arrays import MOST_TOKENS, are_texts, arrange, choose_scaling, choose_tokens, prepare
+from exitlens.delivery import bundle
+from exitlens.errors import BundleError, DataWarning, InputError, import_extra
+from exitlens.functional.losses import EGTLoss
+from exitlens.io import read_json, write_text
+from exitlens.modalities import TEXT, recognise_example
+from exitlens.model.attach import attach
+from exitlens.model.backbones.build import build_backbone, read_tokenizer
+from exitlens.model.network import ExitNet
+from exitlens.types import Explanation, Prediction
+from exitlens.types.inputs import Inputs, can_be_channels_last, list_tensors, map_inputs, split_rows, take_rows
+from exitlens.types.preprocessing import Preprocessing, TextPreprocess
+from exitlens.types.settings import NumberRule, check_number
+from exitlens.workflow.calibration import calibrate
+from exitlens.workflow.collection import collect
+from exitlens.workflow.explanation import explain_batch
+from exitlens.workflow.inference import predict_stream
+from exitlens.workflow.training import fit as training
+
+base: Any = import_extra("sklearn.base", "sklearn", "exitlens.sklearn")
+multiclass: Any = import_extra("sklearn.utils.multiclass", "sklearn", "exitlens.sklearn")
+validation: Any = import_extra("sklearn.utils.validation", "sklearn", "exitlens.sklearn")
+
+FILE, SEEN = "sklearn.json", ("n_features_in_", "feature_names_in_")  # in a bundle, what scikit-learn needs besides
+FEWEST, FOLDS = 4, 5  # samples to fit on; of the samples kept aside, without delta
+USUAL_EXITS = ["layer1", "layer2", "layer3"]
+BERT: dict[str, Any] = {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+BERT |= {"intermediate_size": 256, "max_position_embeddings": MOST_TOKENS}  # for texts, if no backbone is named
+
+
+class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[misc]
+    """A network with early exits that is trained, calibrated and asked as scikit-learn's classifiers are.
+
+    :meth:`fit` keeps a random part of the samples aside, trains on the others, and chooses on the part kept aside when early
+    exits may answer. Every answer is that of :func:`exitlens.predict`: a sample leaves at the first exit that is sure.
+
+    Args:
+        backbone: a module, of which a copy is trained, or a name that :func:`exitlens.build_backbone` knows; by default the
+            small network, and for texts a small transformer (extra ``hf``).
+        pretrained: the backbone is fine-tuned, gently; a named one starts from the weights that its library offers.
+        exits: names of the modules that early exits follow, or their number; by default ``layer1`` to ``layer3``, or 3 where
+            the backbone has no such modules.
+        groups: of a vector's features, columns by name: maps have a place for each group. Without, vectors have no maps.
+        loss_weight: of the agreement of maps in training (:class:`exitlens.EGTLoss`); by default 1, or 0 without maps.
+        max_accuracy_drop: accuracy that answering early may cost; 0.01 is a point.
+        delta: the limit holds for new data with probability ``1 - delta`` (docs/concepts/guarantees.md). ``None``: it holds
+            by cross-validation on the samples kept aside, and nothing is promised.
+        held_out: share of the samples to keep aside.
+        epochs, batch_size, learning_rate, augment: as in :func:`exitlens.fit`.
+        random_state: seed or generator of the split, the weights and the training.
+        verbose: show progress.
+
+    Attributes:
+        classes_: ``(C,)`` labels, in the order of :meth:`predict_proba`.
+        net_: the network. policy_: its thresholds, and what they promise. The verbs of exitlens take both.
+        n_features_in_: length of axis 1 of X; texts have none.
+        feature_names_in_: names of the columns, after a fit on a data frame.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | str | None = None,
+        *,
+        pretrained: bool = False,
+        exits: int | Sequence[str] | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
+        loss_weight: float | None = None,
+        max_accuracy_drop: float = 0.01,
+        delta: float | None = None,
+        held_out: float = 0.25,
+        epochs: int = 30,
+        batch_size: int = 64,
+        learning_rate: float | None = None,
+        augment: Any = None,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.backbone, self.pretrained, self.exits, self.groups = backbone, pretrained, exits, groups
+        self.loss_weight, self.max_accuracy_drop, self.delta, self.held_out = loss_weight, max_accuracy_drop, delta, held_out
+        self.epochs, self.batch_size, self.learning_rate, self.augment = epochs, batch_size, learning_rate, augment
+        self.random_state, self.verbose = random_state, verbose
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on a part of the samples, and choose the policy on the others.
+
+        Args:
+            X: vectors ``(N,F)``, also as a data frame; images ``(N,C,H,W)`` or ``(N,H,W,C)`` of 1 or 3 channels, whole
+                numbers up to 255 or floats in [0, 1]; series ``(N,C,T)``; or N texts. Vectors and series are standardised.
+            y: ``(N,)`` labels: numbers or strings.
+
+        Warns:
+            DataWarning: with ``delta``, if nothing cheaper than the whole network could be certified.
+        """
+        if is_text := are_texts(X):
+            X, y = list(X), validation.column_or_1d(y, warn=True)
+            validation.check_consistent_length(X, y)
+        else:
+            X, y = validation.validate_data(self, X, y, allow_nd=True, ensure_min_samples=FEWEST)
+            X = arrange(X)
+        multiclass.check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(y) < FEWEST or len(self.classes_) < 2:
+            got = f"{len(y)} samples of the class(es) {self.classes_.tolist()}"
+            raise InputError(f"y: expected {FEWEST} samples or more, of two classes or more, got {got}. Fix: add samples.")
+        check_number("held_out", self.held_out, NumberRule("a share above 0 and below 1", lambda value: 0 < value < 1))
+        labels, seed = torch.tensor(numbers), int(validation.check_random_state(self.random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            order, count = torch.randperm(len(y)), min(max(1, round(self.held_out * len(y))), len(y) - 2)
+            aside, rows = order[:count].sort().values, order[count:]
+            if is_text:
+                tokenizer = read_tokenizer(self.backbone) if isinstance(self.backbone, str) else None
+                preprocess: Preprocessing = choose_tokens([X[i] for i in rows.tolist()], tokenizer)
+            else:
+                preprocess = choose_scaling(X[rows], getattr(self, "feature_names_in_", ()))
+            inputs = prepare(X, preprocess)
+            pairs: Any = [(map_inputs(inputs, itemgetter(i)), label) for i, label in enumerate(labels)]
+            train, held = (Subset(pairs, part.tolist()) for part in (rows, aside))
+            self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
+            self._train(train, held, seed)
+        folds, drop = min(FOLDS, count) if self.delta is None and count > 1 else None, self.max_accuracy_drop
+        self.policy_ = calibrate(collect(self.net_, held), max_accuracy_drop=drop, delta=self.delta, folds=folds)
+        if self.delta is not None and min(self.policy_.thresholds, default=0.0) == np.inf:
+            warnings.warn(self.policy_.certificate(), DataWarning, stacklevel=2)
+        return self
+
+    def _attach(self, example: Inputs, preprocess: Preprocessing) -> ExitNet:
+        """Return a network for such samples, which knows its classes and how samples become inputs."""
+        modality, classes, backbone = recognise_example(example), len(self.classes_), self.backbone
+        if isinstance(backbone, nn.Module):
+            source, plain = "", copy.deepcopy(backbone)
+        else:
+            source, config = backbone or ("hf:" if modality is TEXT else "small"), None if backbone else BERT
+            vocabulary = preprocess.vocabulary_size if isinstance(preprocess, TextPreprocess) else None
+            channels = modality.count_channels(list_tensors(example)[0].shape[1:])
+            plain = build_backbone(source, classes, channels, self.pretrained, config, vocabulary, modality=modality)
+        usual = USUAL_EXITS if {*USUAL_EXITS} <= dict(plain.named_children()).keys() else 3
+        exits: Any = usual if self.exits is None else self.exits
+        at = int(exits) or [] if isinstance(exits, Integral) else exits  # NumPy's integers, too
+        net = attach(plain, at, classes, example, head=modality.head, groups=self.groups)
+        net.describe(classes=tuple(map(str, self.classes_)), preprocess=preprocess, source=source or net.info.source)
+        return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
+
+    def _train(self, train: Subset[Any], held: Subset[Any], seed: int) -> None:
+        training.fit(
+            self.net_,
+            train,
+            held,
+            loss=None if self.loss_weight is None else EGTLoss(weight=self.loss_weight),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            recipe="pretrained" if self.pretrained else "scratch",
+            learning_rate=self.learning_rate,
+            augment=self.augment,
+            seed=seed,
+            keep="last",  # so the samples kept aside choose nothing
+            progress=bool(self.verbose),
+        )
+
+    def predict(self, X: Any) -> Any:
+        """Return the label ``(N,)`` of every sample, by the first exit that is sure."""
+        predictions = self._answer(X)
+        return self.classes_[torch.cat([part.labels for part in predictions]).numpy()]
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return probabilities ``(N,C)`` ``float32`` of the classes, by the exit that answers."""
+        return torch.cat([part.probabilities for part in self._answer(X)]).numpy()
+
+    def predict_exits(self, X: Any) -> Any:
+        """Return the exit ``(N,)`` that answers every sample; ``model.cost_[model.predict_exits(X)]`` is what each costs."""
+        return torch.cat([part.exits for part in self._answer(X)]).numpy()
+
+    def explain(self, X: Any) -> list[Explanation]:
+        """Explain the answer to every sample as :func:`exitlens.explain` does."""
+        batches = split_rows(self._read(X), self.batch_size)
+        return list(explain_batch(self.net_, batches, self.policy_))
+
+    @property
+    def cost_(self) -> Any:
+        """Cost ``(K,)`` of an answer by each exit, the final one last, in units of the plain backbone's."""
+        return self.net_.cost.numpy()
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a bundle without pickle, which :meth:`load`, :func:`exitlens.load` and the command line read.
+
+        Parameters that JSON cannot hold (modules, generators, functions) are left out.
+        """
+        validation.check_is_fitted(self)
+        target = bundle.save(self.net_, self.policy_, path, overwrite=overwrite)
+        record = {name: getattr(self, name) for name in ("classes_", *SEEN) if hasattr(self, name)}
+        record |= {"dtype": self.classes_.dtype.str, "parameters": self.get_params(deep=False)}
+        write_text(target / FILE, json.dumps(record, default=lambda x: x.tolist() if hasattr(x, "tolist") else None))
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path, *, backbone: nn.Module | None = None) -> Self:
+        """Read what :meth:`save` wrote; a ``backbone`` of your own is passed again, and its weights are replaced.
+
+        Raises:
+            BundleError: for another directory, or a bundle that was altered.
+        """
+        (net, policy), place = bundle.load(path, backbone=backbone), Path(path) / FILE
+        if policy is None or not place.is_file():
+            raise BundleError(f"{path}: not written by ExitClassifier.save. Fix: read it with exitlens.load.")
+        try:
+            record = read_json(place)
+            model = cls(**record["parameters"] | ({} if backbone is None else {"backbone": backbone}))
+            model.classes_ = np.array(record["classes_"], dtype=record["dtype"])
+            for name in {*SEEN} & {*record}:
+                setattr(model, name, np.array(record[name], dtype=object) if name == SEEN[1] else int(record[name]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{place}: not as it was saved ({error!r}). Fix: save the classifier again.") from error
+        model.net_, model.policy_ = net, policy
+        return model
+
+    def _answer(self, X: Any) -> list[Prediction]:
+        inputs = self._read(X)
+        return list(predict_stream(self.net_, inputs, self.policy_, batch_size=self.batch_size))
+
+    def _read(self, X: Any) -> Inputs:
+        validation.check_is_fitted(self)
+        preprocess = self.net_.info.preprocess
+        if not isinstance(preprocess, TextPreprocess):
+            X = arrange(validation.validate_data(self, X, reset=False, allow_nd=True))
+        return prepare(X, preprocess)
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn should know of the inputs."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = tags.input_tags.string = True
+        return tags
