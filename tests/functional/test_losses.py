@@ -280,6 +280,22 @@ def test_targets_keep_a_floor_from_the_eleventh_epoch_on():
     assert xl.EGTLoss(target="attention").in_epoch(99).spread is None
 
 
+def test_a_step_has_its_progress_its_weight_and_its_floor():
+    loss = xl.EGTLoss(target="product", weight=1.5, every=2)
+    found = [loss.at(step, 60, 30) for step in (0, 29, 30, 59)]
+    assert [(each.weight, progress) for each, progress in found] == [(3.0, 0.0), (0.0, 29 / 60), (3.0, 0.5), (0.0, 59 / 60)]
+    assert [each.spread for each, _ in found] == [None, *map(pytest.approx, (0.08, 0.1, 0.2))]
+
+
+def test_a_loss_asks_for_what_it_needs():
+    heads, whole = ({"target": "product", "reach": reach} for reach in ("heads", "network"))
+    everything = {"separate_maps": True, "features": False, "relevance": True}
+    assert xl.EGTLoss(**heads).ask() == everything
+    assert xl.EGTLoss(**heads).ask(frozen=True) == xl.EGTLoss(**whole).ask() == everything | {"separate_maps": False}
+    assert not any(xl.EGTLoss(**heads, weight=0.0).ask().values())
+    assert xl.EGTLoss(of="activation").ask()["features"]
+
+
 def test_several_labels_by_hand():
     logits, labels = torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[1, 0]])
     assert classification_loss(logits, labels).item() == pytest.approx((math.log(2) + math.log(4)) / 2)

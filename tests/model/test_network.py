@@ -183,3 +183,63 @@ def test_bad_inputs_are_one_clear_error(spec, inputs, message):
 def test_tokens_without_names_and_images_of_one_size():
     assert UNNAMED.check(IDS, "x", torch.zeros(1)) == (IDS,)
     SIZED.check(torch.zeros(2, 3, 32, 32), "x", torch.zeros(1))
+
+
+@pytest.mark.parametrize("target", [None, "product"])
+def test_network_and_loss_in_one_module(net, images, target):
+    labels = torch.arange(40) % 4
+    model = net.with_loss(xl.EGTLoss(target=target, distill=1.0, every=1), steps=10, epochs=2)
+    assert model.net is net
+    chosen = model.loss
+    assert (chosen.target, chosen.reach) == (target or "mean", "heads")
+    terms, outputs = model.train()(images, labels, 5)
+    with_relevance = target == "product"
+    seen = net.observe(images, separate_maps=True, relevance=with_relevance)
+    expected = chosen(seen.outputs, labels, 0.5, relevance=seen.relevance)
+    torch.testing.assert_close(terms, expected)
+    torch.testing.assert_close(outputs, seen.outputs)
+    with torch.no_grad():
+        terms, outputs = model.eval()(images, labels)
+    torch.testing.assert_close(terms.total, chosen.classify(net(images), labels))
+    assert terms.consistency == terms.distillation == 0
+    torch.testing.assert_close(outputs, net(images))
+
+
+def test_texts_and_their_loss_in_one_module():
+    net, texts = make_text_net().train(), make_texts()
+    terms, _ = net.with_loss(steps=1, epochs=1)(texts, torch.zeros(len(texts["input_ids"]), dtype=torch.int64))
+    terms.total.backward()
+    assert terms.consistency > 0
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_every_parameter_has_a_gradient_at_every_step(images):
+    """So that DistributedDataParallel need not look for those without."""
+    for final in ("head", "keep"):
+        net = make_net(final)
+        model = net.with_loss(xl.EGTLoss(every=2), steps=10, epochs=1).train()
+        for step in range(2):
+            net.zero_grad()
+            model(images, torch.arange(40) % 4, step)[0].total.backward()
+            assert all(p.grad is not None for p in model.parameters()), step
+
+
+@pytest.mark.parametrize("values", [{"steps": 0, "epochs": 1}, {"steps": 5.5, "epochs": 1}, {"steps": 5, "epochs": 0}])
+def test_a_training_has_steps_and_epochs(net, values):
+    with pytest.raises(xl.errors.InputError, match=r"(steps|epochs): expected a whole number of 1 or more"):
+        net.with_loss(**values)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile's own
+def test_compiled_relevance_is_that_of_eager_code():
+    """Compiled stages would not hold attention constant."""
+    net, texts, gradients = make_text_net(), make_texts(), []
+    labels = torch.zeros(len(texts["input_ids"]), dtype=torch.int64)
+    model = net.with_loss(steps=10, epochs=1).train()
+    for call in (model, torch.compile(model, backend="aot_eager")):
+        net.zero_grad()
+        torch.manual_seed(0)
+        call(texts, labels, 4)[0].total.backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    torch.testing.assert_close(*gradients)

@@ -286,10 +286,22 @@ class EGTLoss:
         every = self.every or 1
         return self if every == 1 else replace(self, weight=0.0 if step % every else self.weight * every, every=1)
 
+    def at(self, step: int, steps: int, epochs: int) -> tuple[EGTLoss, float]:
+        """Return the loss of a step (from 0) of a training of so many ``steps`` and ``epochs``, and its progress in [0, 1).
+
+        The loss is :meth:`in_epoch` and :meth:`at_step` together; the progress is what calling it takes.
+        """
+        return self.in_epoch(step * epochs // steps).at_step(step), step / steps
+
     @property
     def separates_maps(self) -> bool:
         """True if gradients of the maps end at the heads."""
         return self.reach == "heads" and self.of == "attention" and self.weight > 0
+
+    def ask(self, frozen: bool = False) -> dict[str, bool]:
+        """Return what ``net.observe`` has to compute for it, by its arguments; ``frozen``: the backbone is not trained."""
+        separates = self.separates_maps and not frozen  # else all gradients end at the heads anyway
+        return {"separate_maps": separates, "features": self.of == "activation", "relevance": self.needs_relevance}
 
     def __call__(
         self,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.display import html_table
-from exitlens.errors import require
+from exitlens.errors import InputError, require
+from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import answer_score, gradient_x_input, place
 from exitlens.modalities import Modality, find_modality
 from exitlens.model._torch_compat import list_member_tables
@@ -21,13 +22,13 @@ from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.manager import EngineManager, tune
 from exitlens.model.engine.tuning import Tuning, name_network
-from exitlens.model.heads import ExitHead, HeadKind, enlarge_logits
+from exitlens.model.heads import ExitHead, HeadKind, enlarge_logits, have_maps, require_maps
 from exitlens.model.mixing import Mixing, has_self_attention, open_inputs
-from exitlens.types import ExitOutput, Policy
+from exitlens.types import ExitOutput, LossTerms, Policy
 from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocessing
-from exitlens.types.settings import check_choice
+from exitlens.types.settings import COUNT, check_choice, check_number
 from exitlens.types.tasks import TASKS, USUAL_SCORES, Task, refuse_segmentation
 
 Final = Literal["head", "keep"]
@@ -248,8 +249,10 @@ class ExitNet(nn.Module):
         """Run all exits once, and return their outputs with what a loss may ask for besides."""
         if relevance:
             refuse_segmentation(self.info.task, "relevance: it")
-        activations, outputs, pooled = self.unpack(inputs), list[ExitOutput](), list[Tensor]()
+        activations = self.unpack(inputs)
         first_input = activations[0]
+        outputs: list[ExitOutput] = []  # list[ExitOutput]() would break the graph of torch.compile
+        pooled: list[Tensor] = []
         mixing = Mixing() if relevance and self.has_self_attention else None
         if mixing:
             activations = open_inputs(activations, self.stage(0))
@@ -274,6 +277,43 @@ class ExitNet(nn.Module):
                 shares = gradient_x_input(score, first, start[0], retain_graph=True)
             traced = self.head(0).sum_shares(shares, *start)
         return Observation(tuple(outputs), shallow, tuple(pooled) if features else None, traced)
+
+    def choose_loss(self, loss: EGTLoss | None = None, frozen: bool = False) -> EGTLoss:
+        """Return the loss with all settings chosen to suit this network; by default EGT if its exits have maps.
+
+        Without maps, and in a cascade, the default is classification alone. ``frozen``: the backbone is not trained.
+        """
+        if loss is None:
+            loss = EGTLoss(weight=1.0 if have_maps(self.heads) and not self.info.members else 0.0)
+        elif loss.weight > 0:
+            require_maps(self.heads, "a loss with a weight above 0")
+            if self.info.members:
+                raise InputError(
+                    "loss: members of a cascade share no features, so no map can be pulled towards another's. Fix: pass "
+                    "EGTLoss(weight=0), or EGTLoss(weight=0, distill=0.5) if the last one is to teach the others."
+                )
+        attends = self.has_self_attention and not frozen
+        kind = self.info.final == "keep", self.info.modality.name == "image", self.info.task == "segmentation"
+        loss = loss.for_network(attends, *kind)
+        loss.check_size(self.num_exits, self.info.num_classes)
+        return loss
+
+    def with_loss(self, loss: EGTLoss | None = None, *, steps: int, epochs: int) -> Objective:
+        """Return this network and its loss as one module, for a training loop of your own (docs/guides/loops.md).
+
+        ``terms, outputs = net.with_loss(steps=900, epochs=3)(images, labels, step)`` is what :func:`exitlens.fit` computes
+        at that step (from 0): the :class:`~exitlens.types.LossTerms`, to call ``backward`` on their ``total``, and the
+        output of every exit. DistributedDataParallel and other trainers wrap the module as any other; it trains this
+        network, which is used by itself afterwards. In evaluation mode the loss is the classification term alone.
+
+        Args:
+            loss: settings left open are chosen to suit the network (:meth:`choose_loss`).
+            steps: of the optimiser, in the whole training; the weight of consistency rises over them.
+            epochs: passes over the data that these steps are; see ``spread`` of :class:`~exitlens.EGTLoss`.
+        """
+        check_number("steps", steps, COUNT)
+        check_number("epochs", epochs, COUNT)
+        return Objective(self, loss, steps, epochs)
 
     def unpack(self, inputs: Inputs) -> Activations:
         """Return the tensors that the first stage takes, unchecked."""
@@ -416,3 +456,26 @@ class ExitNet(nn.Module):
     def describe(self, **values: Any) -> None:
         """Record class names, preprocessing, source or task in :attr:`info`, which travels with the bundle."""
         self.info = replace(self.info, **values)
+
+
+class Objective(nn.Module):
+    """A network and its loss in one module; see :meth:`ExitNet.with_loss`."""
+
+    def __init__(self, net: ExitNet, loss: EGTLoss | None, steps: int, epochs: int) -> None:
+        super().__init__()
+        self.net, self.steps, self.epochs = net, steps, epochs
+        self.frozen = not any(p.requires_grad for p in net.stages.parameters())
+        self.loss = net.choose_loss(loss, self.frozen)
+        self.judge = replace(self.loss, weight=0.0, distill=0.0)  # in evaluation mode
+
+    def forward(self, inputs: Inputs, labels: Tensor, step: int = 0) -> tuple[LossTerms, tuple[ExitOutput, ...]]:
+        """Return the loss of a batch at a step of the training, from 0, and the output of every exit."""
+        if not self.training:
+            outputs = self.net(inputs)
+            return self.judge(outputs, labels), outputs
+        loss, progress = self.loss.at(step, self.steps, self.epochs)
+        # a compiled stage would take the backward pass of relevance through what must be held constant
+        observe = torch.compiler.disable(self.net.observe) if loss.needs_relevance else self.net.observe
+        seen = observe(inputs, **loss.ask(self.frozen))
+        additions = {} if seen.relevance is None else {"relevance": seen.relevance}
+        return loss(seen.outputs, labels, progress, seen.features, **additions), seen.outputs

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import exitlens as xl
@@ -166,6 +167,33 @@ def _train_texts(rank):
     batches = [(inputs, torch.arange(len(next(iter(inputs.values())))) % net.info.num_classes)]
     xl.fit(net, DataLoader(batches, None), batches, **{**QUICK, "epochs": 1})
     return weights(net)
+
+
+def train_by_ddp(rank: int, loss: xl.EGTLoss, options: dict[str, bool], ranks: int = 2):
+    """The weights after four steps of a loop that wraps network and loss, on this rank's rows."""
+    data, net = make_tiny_set(28), fresh(backbone=WithoutStatistics)
+    model = net.with_loss(loss, steps=4, epochs=1).train()
+    wrapped = DistributedDataParallel(model, **options) if ranks > 1 else model
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(4):
+        terms, _ = wrapped(data.inputs[rank::ranks], data.labels[rank::ranks], step)
+        terms.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights(net)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(xl.EGTLoss(), {}), (xl.EGTLoss(target="product", every=2), {"static_graph": True})],
+)
+def test_a_network_and_its_loss_are_wrapped_as_any_module(pair, loss, options):
+    first, second = pair.run(train_by_ddp, loss, options)
+    assert_equal(first, second)
+    whole = train_by_ddp(0, loss, {}, 1)
+    for name, value in first.items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(first["heads.0.attend.weight"], fresh(backbone=WithoutStatistics).head(0).attend.weight)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 import exitlens as xl
 from exitlens.io import read_tensors
+from exitlens.workflow.training.optimizer import apply_gradients, make_optimizer
 from tests.conftest import TinyNet, make_net, make_tiny_set
 from tests.ranks import end, fork
 from tests.workflow.training.networks import QUICK, WithoutStatistics, equal, fresh, raise_at, weights
@@ -209,6 +210,40 @@ def test_every_loss_trains_every_map(tiny_set, loss, freeze):
     assert result.history[0]["loss"]["consistency"] > 0
     for head, other in zip(net.heads, before.heads, strict=True):
         assert not torch.equal(head.attend.weight, other.attend.weight)
+
+
+@pytest.mark.parametrize(
+    ("loss", "epochs", "frozen"),
+    [
+        pytest.param(None, 12, False, marks=pytest.mark.slow),  # targets have a floor from the eleventh epoch on
+        (None, 2, False),
+        (xl.EGTLoss(target="product", every=2), 2, False),
+        (xl.EGTLoss(of="activation"), 2, False),
+        (xl.EGTLoss(), 2, True),
+    ],
+)
+def test_a_loop_of_ones_own_ends_with_the_weights_of_fit(tiny_set, loss, epochs, frozen):
+    reference, net = fresh(), fresh()
+    exact = {"channels_last": False, "share_cores": False, "cache_features": None if not frozen else False}
+    train = DataLoader(tiny_set, 8)
+    xl.fit(reference, train, tiny_set, loss=loss, **QUICK | exact | {"epochs": epochs, "freeze_backbone": frozen})
+    if frozen:
+        net.stages.requires_grad_(False)
+    model = net.with_loss(loss, steps=epochs * len(train), epochs=epochs).train()
+    if frozen:
+        net.stages.eval()
+    settings = xl.TrainingSettings()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = make_optimizer([{"params": trained, "peak": settings.learning_rate, "weight_decay": settings.weight_decay}])
+    batches = [batch for _ in range(epochs) for batch in train]
+    for step, (images, labels) in enumerate(batches):
+        terms, outputs = model(images, labels, step)
+        terms.total.backward()
+        apply_gradients(optimizer, step / len(batches), settings)
+        optimizer.zero_grad()
+    assert equal(weights(net), weights(reference))
+    assert not equal(weights(net), weights(fresh()))
+    assert len(outputs) == net.num_exits
 
 
 def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):

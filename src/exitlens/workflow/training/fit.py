@@ -21,7 +21,7 @@ from exitlens.errors import InputError, TrainingError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE, VECTOR
 from exitlens.model._torch_compat import has_fast_bfloat16
-from exitlens.model.heads import have_maps, require_maps
+from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import SHARED_CORES, hold_memory
 from exitlens.progress import print_line, show_progress
@@ -260,17 +260,10 @@ def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
 
 
 def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings, train: Any) -> EGTLoss:
-    """Return the loss with all settings chosen: by default EGT if the exits have maps, else classification alone."""
-    if loss is None:
-        loss = EGTLoss(weight=1.0 if have_maps(net.heads) and not net.info.members else 0.0)
-    elif loss.weight > 0:
-        require_maps(net.heads, "a loss with a weight above 0")
-        if net.info.members:
-            raise InputError(
-                "loss: members of a cascade share no features, so no map can be pulled towards another's. Fix: pass "
-                "EGTLoss(weight=0), or EGTLoss(weight=0, distill=0.5) if the last one is to teach the others."
-            )
-    attends = net.has_self_attention and not settings.freeze_backbone
+    """Return the loss with all settings chosen."""
+    if loss is not None and loss.class_weights == "balanced":
+        loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), net.info.num_classes))
+    loss = net.choose_loss(loss, settings.freeze_backbone)
     if settings.rely_on == "map":
         require_maps(net.heads, "rely_on='map'")
         taken = signature(loss).parameters.values()
@@ -279,11 +272,6 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
             raise InputError(
                 f"loss: rely_on='map' passes sample_weights=, which {type(loss).__name__} does not take. Fix: {fix}"
             )
-    of_pixels = net.info.task == "segmentation"
-    loss = loss.for_network(attends, net.info.final == "keep", net.info.modality.name == "image", of_pixels)
-    if loss.class_weights == "balanced":
-        loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), net.info.num_classes))
-    loss.check_size(net.num_exits, net.info.num_classes)
     return loss
 
 

@@ -187,14 +187,11 @@ class TrainingRun:
     def _take_steps(self, epoch: int, loader: Loader, stream: Iterator[TrainingBatch], advance: Advance) -> dict[str, float]:
         """Return the mean of every loss term over the batches; of consistency over the batches that computed it."""
         sums, total, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
-        at_once, floored = self.settings.accumulate, self.loss.in_epoch(epoch)
-        alternating = floored.at_step(0), floored.at_step(1)  # with consistency, and of the steps in between
+        at_once, epochs = self.settings.accumulate, self.settings.epochs
         steps = -(-total // at_once)
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
-            done = epoch * steps + step
-            progress = done / (self.settings.epochs * steps)
-            loss = alternating[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
+            loss, progress = self.loss.at(epoch * steps + step, epochs * steps, epochs)
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.expert)
@@ -367,14 +364,13 @@ def compute_gradients(
     """
     optimizer.zero_grad(set_to_none=True)
     samples, losses = sum(count_rows(inputs) for inputs, *_ in group), []
-    separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
+    asked = loss.ask(settings.freeze_backbone)
     for inputs, labels, strength, is_whole in group:
         net.check_input(inputs, "train")
         given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
         with use_half_precision(labels.device, bool(settings.amp)):
             try:
-                asked = {"features": loss.of == "activation", "relevance": loss.needs_relevance}
-                seen = net.observe(given, separate, **asked)
+                seen = net.observe(given, **asked)
             except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
                 fix = "Fix: use larger batches (drop_last=True for a loader) or larger images."
                 raise TrainingError(f"batch of {len(labels)}: {error}. {fix}") from error
