@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
@@ -105,10 +105,10 @@ class Promise:
 
     @classmethod
     def of_both(cls, key: str, what: str, values: np.ndarray, sense: Sense, bar: float) -> Self:  # (R,N)
-        """Promise a mean over runs and the samples that they share, whose every value is known (:func:`resample_both`)."""
+        """Promise a mean over runs and the samples that they share, whose every value is known (:func:`bootstrap_error`)."""
         from scipy import stats
 
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * resample_both(values) if len(values) > 1 else math.inf
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * bootstrap_error(values) if len(values) > 1 else math.inf
         return cls.of_half(key, what, float(values.mean()), sense, bar, half)
 
     @classmethod
@@ -151,21 +151,17 @@ def share_error(shares: Sequence[float], samples: int) -> float:
     return (share * (1 - share) / (samples + 4)) ** 0.5
 
 
-def resample_both(values: np.ndarray, draws: int = 2000) -> float:  # (R,N)
+def bootstrap_error(values: np.ndarray) -> float:  # (R,N)
     """Return the standard error of the mean over R runs (two or more) and the N samples that they share, by a two-way bootstrap.
 
-    Runs and samples are drawn with replacement, independently of each other, so that both count (Owen & Eckles 2012, arXiv
-    1106.2125, whose intervals err to the wide side); it is widened by sqrt(R / (R - 1)), since few runs vary too little.
+    Runs and samples count both, as if drawn with replacement, independently of each other (Owen & Eckles 2012, arXiv 1106.2125,
+    whose intervals err to the wide side). Its variance is known without drawing: that of the samples' means, that of the runs' means
+    and what is left, each over what it is a mean of. The error is widened by sqrt(R / (R - 1)), since few runs vary too little.
     """
-    runs, samples = _draw_weights(values.shape, draws)
-    return float(((runs @ values) * samples).sum(1).std()) * (len(values) / (len(values) - 1)) ** 0.5
-
-
-@lru_cache(maxsize=2)
-def _draw_weights(shape: tuple[int, int], draws: int) -> tuple[np.ndarray, np.ndarray]:  # (draws,R), (draws,N)
-    rng = np.random.default_rng(0)
-    runs, samples = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in shape)
-    return runs, samples
+    runs, samples = values.mean(1, keepdims=True), values.mean(0)  # (R,1), (N)
+    rest = values - runs - samples + values.mean()
+    variance = samples.var() / values.shape[1] + runs.var() / len(values) + rest.var() / values.size
+    return float((variance * len(values) / (len(values) - 1)) ** 0.5)
 
 
 @cache

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import ROOT, STUDIES, Promise, Study, interval, promise_table, resample_both, run_cells, share_error
+from benchmarks.harness import (
+    ROOT,
+    STUDIES,
+    Promise,
+    Study,
+    bootstrap_error,
+    interval,
+    promise_table,
+    run_cells,
+    share_error,
+)
 from benchmarks.results import COLUMNS, flatten, grow, read_results, read_value, split_name, write_result, write_value
 
 TREE = {
@@ -223,11 +233,14 @@ def test_intervals_of_shares_and_medians():
 def test_a_two_way_bootstrap_counts_runs_and_samples():
     """Where only runs differ its error is that of their mean; where only samples do, that of theirs (wider for few runs)."""
     runs = np.repeat([[0.0], [1.0], [2.0]], 50, 1)
-    assert resample_both(runs) == pytest.approx(1 / 3**0.5, rel=0.05)
+    assert bootstrap_error(runs) == pytest.approx(1 / 3**0.5)
     samples = np.tile(np.arange(100.0) % 2, (3, 1))
-    assert resample_both(samples) == pytest.approx(0.5 / 10 * 1.5**0.5, rel=0.05)
+    assert bootstrap_error(samples) == pytest.approx(0.5 / 10 * 1.5**0.5)
+    rng, mixed = np.random.default_rng(0), runs[:, :20] + 3 * samples[:, :20] + np.eye(3, 20)
+    drawn = [mixed[rng.integers(3, size=(3, 1)), rng.integers(20, size=20)].mean() for _ in range(2000)]
+    assert bootstrap_error(mixed) == pytest.approx(np.std(drawn) * 1.5**0.5, rel=0.05)
     both = Promise.of_both("k", "w", runs, ">=", 0.0)
-    assert both.ends == pytest.approx((1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5), rel=0.1)
+    assert both.ends == pytest.approx((1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5), rel=1e-4)
     assert Promise.of_both("k", "w", runs[:1], ">=", 0.0).state == "undecided"
 
 
