@@ -8,7 +8,7 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from exitlens.types.inputs import Inputs
 from tests.exported import write_once
 from tests.ranks import call
 
+gc.disable()  # while tests are collected
 torch.set_num_threads(1)
 LONGEST = (  # first to last, as the slow ones take
     *("serving/test_ray.py", "cli/test_texts.py", "cli/test_training.py", "explorer/test_browser.py", "test_readme.py"),
@@ -55,8 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected is not searched for garbage again and again, a tenth of the time of all tests."""
+    """What was imported and collected is never searched for garbage, and the rest seldom: it took a tenth of all time."""
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
 
 
 class TinyNet(nn.Module):
@@ -266,6 +269,12 @@ def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _BUILT: dict[str, xl.ExitNet] = {}
+
+
+def judge_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports judge maps on few samples; judging them on all takes most of the time of a report."""
+    few = partial(xl.measure_faithfulness, samples=8, oracle_samples=2)
+    monkeypatch.setattr("exitlens.delivery.report.measure_faithfulness", few)
 
 
 @pytest.fixture(scope="session")

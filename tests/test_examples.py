@@ -15,7 +15,7 @@ import exitlens as xl
 from benchmarks import drawings, reviews
 from benchmarks.drawings import Drawing
 from exitlens.cli import verbs
-from tests.conftest import build_once
+from tests.conftest import build_once, judge_few
 from tests.sentences import make_sentences
 from tests.test_readme import read_blocks, run
 from tests.texts import make_bert
@@ -80,6 +80,7 @@ def test_photos_lead_to_a_certified_bundle_and_its_report(tmp_path, monkeypatch)
     weights = next((Path(package.__file__).parent / "models").glob("*.pth"))
     drawn = [draw(label, number) for label in ("box", "disc") for number in range(50)]
     build_once(monkeypatch)
+    judge_few(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(drawings, "OPENCLIPART", tmp_path)
     monkeypatch.setattr(drawings, "find_drawings", lambda root: drawn)
@@ -131,6 +132,7 @@ def test_texts_lead_to_a_certified_bundle_and_explanations(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_a_table_of_labels_leads_to_a_certified_bundle(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
+    judge_few(monkeypatch)
     monkeypatch.chdir(tmp_path)
     make, use = read_blocks(EXAMPLES / "multilabel.md", "python")
     assert make.count("2400") == 1

@@ -15,12 +15,14 @@ from PIL import Image
 import exitlens as xl
 from exitlens.data.files import list_images
 from exitlens.ray import Predictor
+from tests.conftest import build_once
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_predict.py"
 
 
 @pytest.fixture(autouse=True)
-def _threads_stay():
+def _threads_stay_and_networks_are_built_once(monkeypatch):
+    build_once(monkeypatch)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -24,6 +24,12 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
 GROUP: Any = typer.main.get_command(verbs)
 
+LESS = {  # time and samples
+    "seconds=0.5": "seconds=0.01",
+    "measure_faithfulness(net, test)": "measure_faithfulness(net, test.first(8))",
+    "certify_binding(net, test,": "certify_binding(net, test.first(32),",
+}
+
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -85,7 +91,9 @@ def test_python_in_docs_runs_after_the_readme(page, readme, tmp_path, monkeypatc
     space = {} if stands_alone else dict(readme[0], net=copy.deepcopy(readme[0]["net"]))
     with open_hub(tmp_path / "cache") if page.stem == "hub" else contextlib.nullcontext():
         for block in read_blocks(page, "python"):
-            run(block.replace("seconds=0.5", "seconds=0.01"), page.name, space, tmp_path)
+            for old, new in LESS.items():
+                block = block.replace(old, new)
+            run(block, page.name, space, tmp_path)
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import build_once
+from tests.conftest import build_once, judge_few
 from tests.ranks import call as call_main
 
 
 @pytest.fixture(autouse=True)
-def _networks_are_built_once(monkeypatch):
+def _networks_are_built_once_and_judged_on_few_samples(monkeypatch):
     build_once(monkeypatch)
+    judge_few(monkeypatch)
 
 
 class Caller:
@@ -31,10 +32,11 @@ class Caller:
         return json.loads(self.ok(*words, "--json"))
 
     def error(self, *words: object) -> str:
-        """What a command that is refused prints, in one line."""
+        """What a command that is refused prints, in one line, after what it printed while it was slow to find out."""
         code, _, err = self(*words)
-        assert (code, err[:6]) == (2, "error:")
-        return " ".join(err.split())
+        _, error, told = err.partition("error:")
+        assert (code, error) == (2, "error:"), err
+        return " ".join((error + told).split())
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -481,7 +482,8 @@ def _little_is_timed(monkeypatch):
 
 
 @pytest.mark.slow
-def test_tune_stores_what_it_found(trained, tmp_path, call):
+def test_tune_stores_what_it_found(trained, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(xl.ExitNet, "tune", partialmethod(xl.ExitNet.tune, seconds=0.1))
     bundle = shutil.copytree(trained, tmp_path / "run")
     words = ("tune", "--bundle", bundle, "--backend", "torch", "--samples", 16, "--precision")
     found = call.json(*words, "float32")

@@ -2,12 +2,15 @@
 
 import csv
 import json
+from functools import partial
 
 import pytest
 
 import exitlens as xl
 from exitlens import cli
+from exitlens.data import demo
 from exitlens.types.settings import RECIPES, TrainingSettings
+from tests.conftest import build_once
 from tests.texts import config_values, make_bert
 
 pytestmark = pytest.mark.slow
@@ -44,8 +47,10 @@ def run(model, reviews, tmp_path_factory):
     out = tmp_path_factory.mktemp("text") / "run"
     (model / "tokenizer.json").write_text(xl.data.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
     words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", out, *FIT)
-    for line in (words, ("calibrate", "--bundle", out, "--max-accuracy-drop", 0.05, "--json")):
-        cli.verbs(list(map(str, line)), standalone_mode=False)
+    with pytest.MonkeyPatch.context() as patch:
+        build_once(patch)
+        for line in (words, ("calibrate", "--bundle", out, "--max-accuracy-drop", 0.05, "--json")):
+            cli.verbs(list(map(str, line)), standalone_mode=False)
     return out
 
 
@@ -119,7 +124,8 @@ def test_pretrained_weights_bring_their_recipe_and_their_own_tokenizer(call, rev
         assert TrainingSettings(**settings).rates == RECIPES[recipe]
 
 
-def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
+def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "load_scenes", partial(demo.load_scenes, limit=32))
     (model / "tokenizer.json").unlink(missing_ok=True)
     backbone, out = ("--backbone", f"hf:{model}"), ("--out", tmp_path / "x")
     for words, message in (

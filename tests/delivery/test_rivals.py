@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,10 +8,14 @@ from PIL import Image
 from scipy import stats
 
 import exitlens as xl
+from exitlens.data import demo
 from exitlens.delivery import rivals
 from exitlens.delivery.run_directory import read_network
 from exitlens.errors import DataError
 from exitlens.types.comparisons import PLAIN
+from tests.conftest import build_once
+
+LIMIT = 400
 
 
 def test_the_interval_counts_groups():
@@ -28,6 +33,17 @@ def test_the_interval_counts_groups():
         -1,
         1,
     )  # of one group nothing is known
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_samples_and_rounds():
+    """The first series of each split, and little time for timing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "load_motifs", partial(demo.load_motifs, limit=LIMIT))
+        for name, value in (("TIMED", 64), ("ROUNDS", 2), ("SECONDS", 0.0), ("BOUND", 100)):
+            patch.setattr(rivals, name, value)
+        build_once(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +87,9 @@ def test_rivals_are_trained_by_the_same_recipe_and_compared(run, tmp_path):
     static, never = xl.load(run / "beside" / "plain-0")
     assert (static.num_exits, never.thresholds) == (1, ())
     assert read_network(run / "beside" / "plain-0").exits == "0"
-    assert (xl.collect(static, xl.demo.load_motifs("test")).correct.float().mean().item()) == pytest.approx(plain.accuracy)
+    assert (xl.collect(static, xl.demo.load_motifs("test", limit=LIMIT)).correct.float().mean().item()) == pytest.approx(
+        plain.accuracy
+    )
     again = rivals.compare_rivals(run, ("plain", "cut"))  # trains nothing
     assert xl.load(run / "beside" / "cascade")[0].num_exits == 2
     assert [each.accuracy for each in again.contenders[:3]] == [each.accuracy for each in compared.contenders[:3]]

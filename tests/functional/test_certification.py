@@ -340,8 +340,11 @@ def test_the_bound_is_seldom_below_the_mean(share):
     both = rng.random((draws, 200)) < share / 2
     each = rng.random((draws, 200, 2)) < (share / 2) / (1 - share / 2)
     values = np.where(both, 1.0, each.mean(2))
-    below = np.mean([certification.bound_mean(row, delta) < share for row in values])
-    assert below <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+    refuted = [certification.group_betting(row, share, delta) <= delta for row in values]
+    assert np.mean(refuted) <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+    bounds = [certification.bound_mean(row, delta) for row in values[:40]]  # it is below the mean only where that is refuted
+    assert all(told or bound > share - 1e-9 for bound, told in zip(bounds, refuted[:40], strict=True))
+    assert all(bound < share + 0.3 for bound in bounds)
 
 
 @pytest.mark.parametrize("kind", ["all the same", "half of a group", "rarely all of it", "with gains"])

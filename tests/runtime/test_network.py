@@ -40,7 +40,7 @@ def test_threads_may_share_it(opened, images):
     assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(alone, together, strict=True))
 
 
-@pytest.mark.parametrize("limits", [(0.6, 0.5), (math.inf, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("limits", [(0.6, 0.5), pytest.param((math.inf, 0.5), marks=pytest.mark.slow), (0.0, 0.0)])
 def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
     weights = (0.3, 0.2, 0.1, 0.5, -1.0), (0.2, 0.2, 0.0, -0.5, -0.5)
     policy = xl.Policy(limits, gate=xl.types.Gate(weights, (0.4, 0.4)))

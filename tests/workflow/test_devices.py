@@ -44,9 +44,9 @@ def test_tensors_of_two_devices_do_not_mix():
 @pytest.mark.parametrize(
     ("verb", "make"),
     [
-        *((verb, make_tiny) for verb in (collect, certify, find, measure)),
+        *((verb, make_tiny) for verb in (collect, certify, measure)),
         *((verb, lambda: make_tiny(has_masks=False)) for verb in (collect, find)),
-        (find, lambda: make_pictures("corner")),
+        *(pytest.param(find, make, marks=pytest.mark.slow) for make in (make_tiny, lambda: make_pictures("corner"))),
         (find, lambda: make_reviews("cue")),
     ],
 )

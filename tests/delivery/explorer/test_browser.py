@@ -15,6 +15,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.delivery.report import describe_provenance, measure_subjects, write_report
 from exitlens.delivery.run_directory import load_samples
+from tests.conftest import judge_few
 from tests.delivery.explorer.conftest import save_texts
 from tests.hostile import hostile_files
 
@@ -275,7 +276,8 @@ def test_hostile_files_through_the_server(address):
     assert _peak(address[1]) < 1024
 
 
-def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
+def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path, monkeypatch):
+    judge_few(monkeypatch)
     images = load_samples(trained, xl.load(trained / "bundle")[0], "test")
     subjects, made = (
         measure_subjects([trained] * 2, images),

@@ -345,6 +345,7 @@ def triton():
     return pytest.importorskip("tritonclient.http")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_binary", [True, False])
 class TestTriton:
     @given(data=st.data())
@@ -378,6 +379,7 @@ class TestTriton:
             assert are_equal(read_back, array)
 
 
+@pytest.mark.slow
 def test_requests_of_triton_without_outputs_ask_for_all_as_binary_data(triton):
     tensor = triton.InferInput("image", [2], "FP32")
     tensor.set_data_from_numpy(np.ones(2, np.float32))
