@@ -118,11 +118,11 @@ def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
 
 @contextlib.contextmanager
 def start_server(
-    serve: str, settings: Words, *, path: str, probe: bytes, processors: Sequence[int] = (), environment: Words = NONE
+    serve: str, settings: Words, *, path: str, probe: bytes | None, processors: Sequence[int] = (), environment: Words = NONE
 ) -> Iterator[Server]:
     """Call ``serve`` (``module:function`` of this package) in a new process with the settings and a ``port``, until the block ends.
 
-    Requests go to ``path``, which answers ``probe`` with 200 once it is ready. In values of ``environment`` ``{folder}`` is a temporary folder.
+    ``path`` answers ``probe`` (``None``: a GET) with 200 once it is ready. In values of ``environment`` ``{folder}`` is a temporary folder.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,7 +145,7 @@ def start_server(
             server.stop()
 
 
-def wait_until_ready(server: Server, probe: bytes) -> None:
+def wait_until_ready(server: Server, probe: bytes | None) -> None:
     end = time.monotonic() + STARTING
     while time.monotonic() < end:
         with contextlib.suppress(OSError):

@@ -18,12 +18,14 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.delivery import bundle
+from exitlens.functional.pixels import count_confusion
 from exitlens.model.process import keep_memory
 from exitlens.types.inputs import Inputs
 from tests.exported import write_once
@@ -73,6 +75,28 @@ def _same_process_for_every_test() -> None:
     keep_memory(False)
 
 
+class TinyUNet(nn.Module):
+    """An encoder of three maps and a decoder with two skip connections; answers one of four classes a pixel."""
+
+    def __init__(self, classes: int = 4, returns: str = "") -> None:
+        super().__init__()
+        self.down1, self.down2, self.bottom = _block(3, 6), _block(6, 8), _block(8, 10)
+        self.up2, self.up1 = _block(18, 8), _block(14, 6)
+        self.out, self.returns = nn.Conv2d(6, classes, 1), returns
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        first = self.down1(x)
+        second = self.down2(F.max_pool2d(first, 2))
+        low = self.bottom(F.max_pool2d(second, 2))
+        x = self.up2(torch.cat([F.interpolate(low, second.shape[2:]), second], 1))
+        x = self.out(self.up1(torch.cat([F.interpolate(x, first.shape[2:]), first], 1)))
+        return {self.returns: x} if self.returns else x
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
 @pytest.fixture
 def backbone() -> nn.Module:
     return TinyNet()
@@ -106,6 +130,22 @@ def _build_net(final: str) -> xl.ExitNet:
     return net
 
 
+def make_unet(final: str = "head") -> xl.ExitNet:
+    """A tiny U-Net with exits in its encoder, for 4 classes of pixels; built once in a process, and copied."""
+    net = copy.deepcopy(_build_unet(final))
+    torch.default_generator.manual_seed(1)
+    return net
+
+
+@cache
+def _build_unet(final: str) -> xl.ExitNet:
+    torch.manual_seed(1)
+    net = xl.attach(TinyUNet(), ["down1", "bottom"], 4, torch.zeros(1, 3, 16, 16), final=final).eval()
+    for k in range(net.num_exits - (final == "keep")):
+        nn.init.normal_(net.head(k).classifier.weight, std=2.0)
+    return net
+
+
 @pytest.fixture
 def net() -> xl.ExitNet:
     return make_net()
@@ -135,6 +175,37 @@ def make_tiny_set(count: int = 32) -> xl.data.ImageSet:
     masks = torch.zeros(count, 16, 16, dtype=torch.bool)
     masks[:, 4:12, 4:12] = True
     return xl.data.ImageSet(pixels.to(torch.uint8), labels, ("w", "x", "y", "z"), masks)
+
+
+def make_pixel_set(count: int = 32) -> xl.data.ImageSet:
+    """Images of a bright, a red or a blue square on noise, with the class of every pixel; an edge of them has none."""
+    rng = torch.Generator().manual_seed(4)
+    kinds = torch.arange(count) % 3
+    pixels = torch.randint(0, 80, (count, 3, 16, 16), generator=rng)
+    labels = torch.zeros(count, 16, 16, dtype=torch.int64)
+    for i, kind in enumerate(kinds.tolist()):
+        top, left, side = torch.randint(1, 6, (3,), generator=rng).tolist()
+        where = (slice(top, top + side + 4), slice(left, left + side + 4))
+        channels = ([0, 1, 2], [0], [2])[kind]
+        for channel in channels:
+            pixels[i, channel][where] += 150
+        labels[i][where] = kind + 1
+    labels[:, 0] = 255
+    return xl.data.ImageSet(pixels.to(torch.uint8), labels, ("none", "bright", "red", "blue"))
+
+
+def random_pixel_trace(n: int = 200, k: int = 3, c: int = 3, seed: int = 0, **values: Any) -> xl.Trace:
+    """A trace of images of 64 pixels in which later exits, and surer ones, are better."""
+    rng = torch.Generator().manual_seed(seed)
+    sure = torch.rand(n, k, generator=rng)
+    right = 0.3 + 0.3 * sure + 0.4 * torch.linspace(0, 1, k)
+    labels = torch.randint(0, c, (n, 64), generator=rng)
+    other = (labels[:, None] + torch.randint(1, c, (n, k, 64), generator=rng)) % c
+    answers = torch.where(torch.rand(n, k, 64, generator=rng) < right[..., None], labels[:, None], other)
+    counts = torch.stack([count_confusion(answers[:, i], labels, c) for i in range(k)], 1)
+    differs = (answers != answers[:, -1:]).float().mean(2)
+    kept = xl.types.PixelSummary(sure[..., None].repeat(1, 1, 3), torch.randn(n, k, c, generator=rng), differs, counts)
+    return xl.Trace(kept, None, torch.zeros(n, k), torch.linspace(0.2, 1.0, k), **values)
 
 
 def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: bool = True) -> xl.Trace:
@@ -177,9 +248,9 @@ def spread_policy(net: xl.ExitNet, images: Inputs, share: float = 0.4) -> xl.Pol
 def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles of equal networks are built once and copied: building takes most of the time of loading."""
 
-    def build(info, backbone):
-        if backbone is not None:
-            return original(info, backbone)
+    def build(info, backbone, heads=None):
+        if backbone is not None or heads:
+            return original(info, backbone, heads)
         if repr(info) not in _BUILT:
             _BUILT[repr(info)] = original(info, None)
         return copy.deepcopy(_BUILT[repr(info)])

@@ -376,6 +376,19 @@ def test_a_page_and_int8_have_one(several, tmp_path, call, monkeypatch):
     assert taken == [policies["default"], policies["fast"]]
 
 
+@pytest.mark.slow
+def test_a_model_for_another_server(several, tmp_path, call):
+    files = call.json("export", "--bundle", several, "--out", tmp_path / "net", "--for", "triton", "--policy", "fast")[
+        "bytes"
+    ]
+    assert {"config.pbtxt", "1/model.py", "1/edge/manifest.json", "requirements.txt"} <= files.keys()
+    edge = tmp_path / "net" / "1" / "edge"
+    assert xl.Policy.from_dict(json.loads((edge / "policy.json").read_text())) == xl.load_policies(several)["fast"]
+    call.ok("export", "--bundle", edge, "--out", tmp_path / "other", "--for", "mlserver", "--policy", "fast")
+    settings = json.loads((tmp_path / "other" / "model-settings.json").read_text())
+    assert settings["parameters"]["extra"]["policy"] == "fast"
+
+
 @pytest.fixture
 def served(monkeypatch):
     """The settings that the server was started with."""
@@ -536,6 +549,8 @@ def test_bench_as_a_table_and_as_a_file(trained, tmp_path, call):
         ("export --out e --ort x", "ort: it is for the page"),
         ("export --out e --data x", "data: activations are measured for int8 only"),
         ("export --out e --int8 --web", "leave --int8 or --web out"),
+        ("export --out e --web --for triton", "for: a server's model is made of an edge bundle"),
+        ("export --out e --for nginx", "server: expected one of triton, mlserver, kserve, bentoml"),
         ("export --out e --policy slow", "none named 'slow'"),
         ("bench --batch-sizes 1,x", "batch-sizes"),
         ("bench --out there.json", "exists"),

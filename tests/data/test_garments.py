@@ -103,3 +103,23 @@ def test_bad_scene_arguments(values, message):
     garments, labels = torch.zeros(2, 28, 28, dtype=torch.uint8), torch.tensor([0, 1])
     with pytest.raises(xl.errors.InputError, match=message):
         make_scenes(garments, labels, CLASSES, **{"background_agreement": 0.5, "seed": 0, **values})
+
+
+def test_scenes_with_the_classes_of_pixels():
+    scenes = xl.demo.load_scenes("test", limit=30, size=32)
+    data = xl.demo.label_pixels(scenes)
+    assert data.classes == ("background", *scenes.classes)
+    assert torch.equal(data.labels.long(), torch.where(scenes.masks, 1 + scenes.labels.view(-1, 1, 1), 0))
+    assert torch.equal(data.images, scenes.images)
+    several = xl.demo.label_pixels(scenes, garments=3)
+    counts = [len(set(labels.unique().tolist()) - {0}) for labels in several.labels]
+    assert max(counts) == 3
+    changed = several.labels != data.labels
+    assert changed.any()
+    assert torch.equal(
+        several.images.movedim(1, -1)[~changed & ~several.masks], scenes.images.movedim(1, -1)[~changed & ~several.masks]
+    )
+    assert (several.masks == (several.labels > 0)).all()
+    for wrong in (xl.data.ImageSet(scenes.images, scenes.labels, scenes.classes), data):
+        with pytest.raises(xl.errors.InputError, match="scenes: expected a class and a mask"):
+            xl.demo.label_pixels(wrong)

@@ -205,3 +205,18 @@ def test_files_are_read_in_batches(series_folder, monkeypatch):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="24 of 24 files cannot be read"):
         measure_scaling(data)
+
+
+def test_images_with_the_classes_of_pixels():
+    pixels, labels = torch.zeros(3, 3, 4, 5, dtype=torch.uint8), torch.randint(0, 2, (3, 4, 5))
+    labels[0, 0, 0] = 255
+    data = xl.data.ImageSet(pixels, labels, ("sky", "sea"))
+    assert data.labels.dtype == torch.uint8
+    assert torch.equal(data[1][1], labels[1].to(torch.uint8))
+    assert torch.equal(data.subset(torch.tensor([2, 0])).labels.long(), labels[[2, 0]])
+    with pytest.raises(
+        xl.errors.InputError, match=r"labels: expected \(3, 4, 5\), of the size of the images, got \(3, 5, 4\)"
+    ):
+        xl.data.ImageSet(pixels, labels.mT, ("sky", "sea"))
+    with pytest.raises(xl.errors.InputError, match=r"labels: expected classes in \[0, 2\)"):
+        xl.data.ImageSet(pixels, labels + 1, ("sky", "sea"))

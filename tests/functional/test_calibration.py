@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import accuracy_drop, select_exits
-from tests.conftest import random_trace
+from exitlens.functional.calibration import run_calibration
+from exitlens.functional.risk import accuracy_drop, list_risks, select_exits
+from exitlens.functional.routing import find_first_firing, score_early_exits
+from tests.conftest import random_pixel_trace, random_trace
 
 
 def good_trace(n: int = 1500, seed: int = 0, labelled: bool = True) -> xl.Trace:
@@ -371,3 +373,108 @@ def test_unnamed_families_are_warned_about():
     xl.calibrate(replace(trace, groups=rows), max_disagreement=0.3, delta=0.1)
     xl.calibrate(replace(trace, groups=torch.arange(600)), max_disagreement=0.3, delta=0.1)  # said to be independent
     xl.calibrate(trace, max_disagreement=0.3)
+
+
+@pytest.mark.parametrize("score", ["mean_probability", "low_probability", "sure_share", None])
+def test_limits_on_pixels_are_kept(score):
+    trace, limits = random_pixel_trace(200), {"max_pixel_error_drop": 0.1, "max_miou_drop": 0.15}
+    policy = xl.calibrate(trace, **limits, score=score)
+    assert policy.score == (score or "mean_probability")
+    assert policy.temperatures == (1.0, 1.0, 1.0)
+    exits = xl.route(trace, policy)
+    assert len(exits.unique()) > 1
+    for risk in list_risks(trace, limits, torch.arange(200)):
+        assert risk.mean(exits) <= risk.limit + 1e-9
+    assert run_calibration(trace, policy.calibration.request) == policy
+    assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+def test_a_certificate_about_pixels_says_what_it_promises():
+    trace = random_pixel_trace(800, classes=("sky", "sea", "sand"))
+    policy = xl.calibrate(trace, max_miou_drop=0.3, max_missed_area={"sea": 0.6, 0: 0.7}, max_disagreement=0.6, delta=0.1)
+    assert policy.calibration.certification.reason == ""
+    assert policy.calibration.limits == {
+        "max_miou_drop": 0.3,
+        "max_disagreement": 0.6,
+        "max_missed_area of sea": 0.6,
+        "max_missed_area of 0": 0.7,
+    }
+    text = policy.certificate()
+    assert "loses at most 30 points of an image's mean IoU against the full network, on average over images" in text
+    assert "misses at most 60 % of the area of sea, on average over the images that have it" in text
+    assert "answers at most 60 % of an image's pixels unlike the full network" in text
+    dropped = xl.calibrate(replace(trace), max_pixel_error_drop=0.3, delta=0.1).certificate()
+    assert "gets at most 30 points more of an image's pixels wrong than the full network, on average" in dropped
+    assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+def test_what_even_the_final_exit_misses_is_no_promise():
+    trace = random_pixel_trace(100)
+    with pytest.raises(
+        xl.errors.CalibrationError, match=r"no policy found keeps {'max_missed_area of 1': 0.001}, not even the final"
+    ):
+        xl.calibrate(trace, max_missed_area={1: 0.001})
+    with pytest.raises(xl.errors.CalibrationError, match="no policy found keeps"):
+        xl.calibrate(trace, max_missed_area={1: 0.001}, folds=3)
+    never = xl.calibrate(trace, max_missed_area={1: 0.001}, delta=0.1)
+    assert never.thresholds == (math.inf, math.inf)
+    assert "no early answer kept every limit" in never.calibration.certification.reason
+    assert "The full network itself may miss more than that." in never.certificate()
+
+
+def test_images_of_one_patient_are_one_unit():
+    trace = random_pixel_trace(300).with_groups(torch.arange(300) // 3)
+    policy = xl.calibrate(trace, max_pixel_error_drop=0.3, delta=0.1)
+    assert policy.calibration.groups == 100
+    assert "Only groups count as independent" in policy.certificate()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"max_accuracy_drop": 0.1},
+            "max_accuracy_drop: it is for classes or labels of whole samples, this trace has pixels",
+        ),
+        ({"max_miou_drop": 0.1, "gate": True}, "gate: it is for classes or labels of whole samples"),
+        ({"max_miou_drop": 0.1, "score": "margin"}, "score: expected one of"),
+        (
+            {"max_miou_drop": 0.1, "temperatures": xl.types.Temperatures((2.0, 1.0, 1.0))},
+            "temperatures: those of pixels are 1",
+        ),
+        ({"max_missed_area": {"1": 2}}, r"max_missed_area of 1: expected a number in \[0, 1\]"),
+        ({"max_missed_area": 0.1}, "max_missed_area: expected Mapping, got float"),
+        ({"max_missed_area": {}}, "limits: expected at least one"),
+    ],
+)
+def test_what_calibration_on_pixels_refuses(given, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.calibrate(random_pixel_trace(50), **given)
+
+
+@pytest.mark.parametrize("given", [{"max_miou_drop": 0.1}, {"max_missed_area": {0: 0.1}}])
+def test_limits_on_pixels_are_for_pixels(given):
+    with pytest.raises(xl.errors.InputError, match="it is for one class a pixel"):
+        xl.calibrate(random_trace(50), **given)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_pixel_error_drop": 0.12}, {"max_miou_drop": 0.18}, {"max_missed_area": {"1": 0.3}}, {"max_disagreement": 0.2}],
+    ids=lambda limits: next(iter(limits)),
+)
+def test_certificates_about_pixels_are_broken_in_delta_of_the_draws_at_most(limits):
+    """Draws of 150 images from 20,000, of which the true risk is known."""
+    draws, delta, broken, granted, everything = 1000, 0.2, 0, 0, random_pixel_trace(20_000, k=2, seed=1)
+    request = xl.CalibrationRequest(**limits, delta=delta)
+    (risk,) = list_risks(everything, request.risk_limits, torch.arange(20_000))
+    scores = score_early_exits(everything, xl.Policy.never(2, score="mean_probability"))
+    rng = torch.Generator().manual_seed(0)
+    for draw in range(draws):
+        rows = torch.randint(20_000, (150,), generator=rng)
+        policy = run_calibration(everything.select(rows), replace(request, seed=draw))
+        granted += policy.thresholds[0] < math.inf
+        broken += policy.thresholds[0] < math.inf and risk.mean(find_first_firing(scores, policy.thresholds)) > risk.limit
+    assert granted / draws > 0.9
+    assert broken / draws <= delta

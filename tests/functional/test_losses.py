@@ -354,3 +354,80 @@ def test_samples_have_a_weight_at_every_exit(several, class_weights):
 def test_losses_of_samples_have_the_classification_loss_as_their_mean(y):
     logits = _outputs()[0][0].logits.detach()
     torch.testing.assert_close(losses.sample_losses(logits, y).mean(), classification_loss(logits, y))
+
+
+def _pixel_outputs():
+    rng = torch.Generator().manual_seed(0)
+    outs = []
+    for size in (2, 4):
+        evidence = torch.randn(2, 3, size, size, generator=rng).requires_grad_()
+        logits = F.interpolate(evidence, (4, 4), mode="bilinear")
+        outs.append(ExitOutput(logits, torch.full((2, size, size), 1 / size**2), evidence))
+    labels = torch.randint(0, 2, (2, 4, 4), generator=rng)  # no pixel has class 2
+    labels[1] = 255
+    labels[1, 0, :2] = 1
+    return outs, labels
+
+
+def test_pixels_by_hand():
+    outs, y = _pixel_outputs()
+    terms = xl.EGTLoss(weight=0.5, distill=0.3)(outs, y.to(torch.uint8))
+    known = y != 255
+    each = [F.cross_entropy(out.logits.movedim(1, -1)[known], y[known]) for out in outs]
+    torch.testing.assert_close(terms.classification, (0.25 * each[0] + each[1]).detach() / 2)
+    pairs = [(0, 0), (0, 1), (1, 1)]  # classes that the labels have
+    distances = []
+    for i, c in pairs:
+        early, final = (out.evidence[i, c].flatten().softmax(0).view(1, *out.evidence.shape[2:]) for out in outs)
+        coarse = F.adaptive_avg_pool2d(final.detach()[:, None], 2)[:, 0]
+        distances.append(divergence(early, as_distribution(coarse)))
+    torch.testing.assert_close(terms.consistency, torch.cat(distances).mean().detach())
+    early, final = (out.logits.detach() / 2 for out in outs)
+    steps = (final.softmax(1) * (final.log_softmax(1) - early.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(terms.distillation, 4 * steps)
+    terms.total.backward()
+    assert outs[0].evidence.grad.abs().sum() > 0
+
+
+def test_the_maps_of_pixels_pull_the_early_exit_only():
+    outs, y = _pixel_outputs()
+    (xl.EGTLoss()(outs, y).total - xl.EGTLoss(weight=0)(outs, y).total).backward()
+    assert outs[0].evidence.grad[1, 0].abs().sum() == 0  # a class that its label does not have
+    assert outs[0].evidence.grad[1, 1].abs().sum() > 1e-6
+    assert outs[1].evidence.grad.abs().sum() < 1e-6
+
+
+def test_pixels_without_a_class_count_nowhere():
+    outs, y = _pixel_outputs()
+    nothing = torch.full_like(y, 255)
+    terms = xl.EGTLoss()(outs, nothing)
+    assert (terms.total.item(), terms.consistency.item()) == (0.0, 0.0)
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    known = y != 255
+    each = F.cross_entropy(outs[0].logits.movedim(1, -1)[known], y[known], reduction="none") * weights[y[known]]
+    torch.testing.assert_close(classification_loss(outs[0].logits, y, class_weights=weights.tolist()), each.mean())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 2, 2).long(), r"labels: expected \(2, 4, 4\), of the size of the images, got \(2, 2, 2\)"),
+        (torch.zeros(2).long(), "this network answers one class a pixel"),
+        (torch.full((2, 4, 4), 3), "expected classes in"),
+    ],
+)
+def test_labels_that_do_not_fit_pixels(labels, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.EGTLoss()(_pixel_outputs()[0], labels)
+
+
+def test_labels_of_pixels_for_a_classifier():
+    with pytest.raises(xl.errors.InputError, match="this network answers one class a sample"):
+        xl.EGTLoss()(_outputs()[0], torch.zeros(3, 4, 4).long())
+    with pytest.raises(xl.errors.InputError, match="sample_weights: they are not for one class a pixel"):
+        xl.EGTLoss()(*_pixel_outputs(), sample_weights=torch.ones(2, 2))
+
+
+def test_defaults_for_pixels():
+    chosen = xl.EGTLoss().for_network(True, of_pixels=True)
+    assert (chosen.target, chosen.reach, chosen.sharpness, chosen.every) == ("attention", "heads", None, 1)

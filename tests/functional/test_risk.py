@@ -142,3 +142,35 @@ def test_limits_on_several_labels_are_about_the_samples_that_have_each():
 def test_risks_that_need_labels(risk, labelled, message):
     with pytest.raises(xl.errors.InputError, match=message):
         risk(random_trace(labelled=labelled))
+
+
+def test_risks_of_pixels_by_hand():
+    counts = torch.tensor(
+        [
+            [[[6, 2, 0], [0, 8, 0], [0, 0, 0]], [[8, 0, 0], [4, 4, 0], [0, 0, 0]]],
+            [[[0, 0, 16], [0, 0, 0], [0, 0, 0]], [[16, 0, 0], [0, 0, 0], [0, 0, 0]]],
+            [[[0, 0, 0], [0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]],  # no pixel has a class
+        ]
+    )
+    differs = torch.tensor([[0.375, 0.0], [1.0, 0.0], [0.25, 0.0]])
+    kept = xl.types.PixelSummary(torch.rand(3, 2, 3), torch.zeros(3, 2, 3), differs, counts)
+    trace = xl.Trace(kept, None, torch.zeros(3, 2), torch.tensor([0.5, 1.0]), classes=("sky", "sea", "1"))
+    limits = {"max_pixel_error_drop": 0.1, "max_miou_drop": 0.1, "max_disagreement": 0.1}
+    limits |= {"max_missed_area of sea": 0.1, "max_missed_area of 0": 0.2}
+    error, iou, disagreement_, sea, sky = list_risks(trace, limits, torch.arange(3))
+    assert error.values[:, 0].tolist() == [2 / 16 - 4 / 16, 1.0, 0.0]
+    early, final = (6 / 8 + 8 / 10) / 2, (8 / 12 + 4 / 8) / 2
+    torch.testing.assert_close(iou.values[:, 0], torch.tensor([final - early, 1.0, 0.0]))
+    assert disagreement_.values.tolist() == differs.tolist()
+    assert (sea.values.tolist(), sea.rows.tolist()) == ([[0.0, 0.5], [0.0, 0.0], [0.0, 0.0]], [True, False, False])
+    assert (sky.values[:, 0].tolist(), sky.rows.tolist()) == ([0.25, 1.0, 0.0], [True, True, False])
+    assert [risk.kind for risk in (error, iou, disagreement_, sea)] == ["signed", "signed", "unit", "unit"]
+    assert (sea.is_absolute, error.is_absolute, sky.limit) == (True, False, 0.2)
+    assert sea.mean(torch.ones(3).long()) == 0.5  # of the one image that has it, at the final exit
+    with pytest.raises(xl.errors.CalibrationError, match="max_missed_area: no image has '1'"):
+        list_risks(trace, {"max_missed_area of 1": 0.1}, torch.arange(3))  # the class of that name, not of that number
+    for name in ("se", "3", "-1"):
+        with pytest.raises(
+            xl.errors.InputError, match=f"expected classes among sky, sea, 1 or a number below 3, got '{name}'"
+        ):
+            list_risks(trace, {f"max_missed_area of {name}": 0.1}, torch.arange(3))

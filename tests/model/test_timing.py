@@ -10,7 +10,7 @@ from scipy import stats
 import exitlens as xl
 from exitlens.delivery.benchmark import time_calls
 from exitlens.model import timing
-from tests.conftest import make_net
+from tests.conftest import make_net, make_unet
 
 SECONDS = {"exit 0": 0.02, "exit 1": 0.05, "exit 2": 0.11, timing.WHOLE: 0.1}
 
@@ -146,3 +146,13 @@ def test_a_machine_has_a_name_and_threads():
     assert machine["threads"] == 2
     assert machine["processor"]
     assert timing.describe_machine(0)["threads"] >= 1
+
+
+def test_networks_that_answer_each_pixel_are_timed_by_their_own_score(monkeypatch):
+    net, asked = make_unet(), []
+    monkeypatch.setattr(
+        timing, "measure_quietly", lambda works, presence: asked.append(works) or timing.interleave(works, rounds=1)
+    )
+    timing.measure_exits(net, torch.randn(2, 3, 16, 16))
+    (works,) = asked
+    assert [call._policy.score for call in works.values()] == ["mean_probability"] * 4

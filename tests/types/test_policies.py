@@ -241,3 +241,16 @@ def test_errors_say_which_policy_it_is(policies, message):
         check_named(policies, 2, "aaaa")
     with pytest.raises(xl.errors.PolicyError, match=r"^x\.json, fast: it was calibrated for network bbbb, this is aaaa"):
         replace(GOOD, network="bbbb").check(2, "aaaa", place="x.json, fast")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperatures": (2.0, 1.0)}, "temperatures: those other than 1 are for answers about whole samples"),
+        ({"gate": xl.types.Gate(((1, 0, 0, 0, 0),))}, "gate: it is for answers about whole samples"),
+    ],
+)
+def test_policies_for_pixels_have_neither_gate_nor_temperatures(given, message):
+    assert xl.Policy((0.5,), score="sure_share").task == "segmentation"
+    with pytest.raises(xl.errors.PolicyError, match=message):
+        xl.Policy((0.5,), score="sure_share", **given)

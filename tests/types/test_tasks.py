@@ -15,6 +15,27 @@ def test_labels_and_scores_say_the_task():
             tasks.choose_score(name, task)
 
 
+def test_pixels_are_a_task():
+    assert tasks.task_of_labels(torch.zeros(2, 4, 4)) == "segmentation"
+    assert [tasks.task_of_score(name) for name in ("mean_probability", "sure_share")] == ["segmentation"] * 2
+    assert tasks.choose_score(None, "segmentation") == "mean_probability"
+    with pytest.raises(xl.errors.InputError, match=r"score: expected one of .*sure_share.* for one class a pixel"):
+        tasks.choose_score("margin", "segmentation")
+    logits = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # one image of a row of two pixels
+    assert tasks.find_answers(logits, "segmentation").tolist() == [[[0, 1]]]
+    assert tasks.read_answers(logits.softmax(1), "segmentation").tolist() == [[[0, 1]]]
+    both = torch.tensor([[[0, 1]], [[0, 1]]])
+    assert tasks.are_same(both, torch.tensor([[[0, 1]], [[0, 0]]]), "segmentation").tolist() == [True, False]
+    tasks.check_truth(torch.tensor([[[0, 255]]], dtype=torch.uint8), 1, 2, "segmentation")
+    tasks.refuse_segmentation("classes", "net: export")
+    with pytest.raises(xl.errors.InputError, match="labels: a name for an answer is not there yet"):
+        tasks.name_answers(both, ("a", "b"))
+    with pytest.raises(
+        xl.errors.InputError, match="net: export is not there yet for networks that answer one class a pixel"
+    ):
+        tasks.refuse_segmentation("segmentation", "net: export")
+
+
 def test_answers_by_hand():
     logits = torch.tensor([[1.0, -1.0, 0.0], [-3.0, -1.0, -2.0]])
     assert tasks.find_answers(logits, "classes").tolist() == [0, 1]
@@ -41,8 +62,22 @@ EITHER = r"y: expected \(2,\) integers, or with several labels \(2,2\) integers 
         (torch.zeros(2, 2).long(), "classes", r"answers one class a sample: expected \(2,\) integers"),
         (torch.zeros(2).long(), "multilabel", r"answers several labels a sample: expected \(2,2\) of 0 and 1"),
         (torch.tensor([0, 2]), "classes", r"y: expected values in \[0, 2\)"),
+        (
+            torch.zeros(2).long(),
+            "segmentation",
+            r"answers one class a pixel: expected \(2,H,W\) integers, got \(2,\): give labels of its own kind$",
+        ),
+        (torch.zeros(2, 3, 3).long(), "classes", r"answers one class a sample: expected \(2,\) integers, got \(2, 3, 3\)"),
+        (torch.zeros(3, 3, 3).long(), None, r"y: expected \(2,H,W\) integers, got \(3, 3, 3\) torch.int64"),
+        (torch.rand(2, 3, 3), "segmentation", r"y: expected \(2,H,W\) integers"),
+        (torch.full((2, 3, 3), 2), "segmentation", r"y: expected classes in \[0, 2\), or 255 where a pixel has none, got 2"),
     ],
 )
 def test_labels_that_do_not_fit(labels, task, message):
     with pytest.raises(xl.errors.InputError, match=message):
         tasks.check_truth(labels, 2, 2, task, "y")
+
+
+def test_too_many_classes_of_pixels():
+    with pytest.raises(xl.errors.InputError, match="at most 255 classes of pixels"):
+        tasks.check_truth(torch.zeros(1, 2, 2).long(), 1, 256)

@@ -11,7 +11,7 @@ from exitlens.io import write_tensors
 from exitlens.types import CompactLogits
 from exitlens.types.settings import SampleSketch, read_record
 from exitlens.types.traces import format_ms, hash_rows, make_increasing
-from tests.conftest import make_timing, random_trace, timed_trace
+from tests.conftest import make_timing, random_pixel_trace, random_trace, timed_trace
 
 GOOD = {
     "logits": torch.randn(5, 3, 4),
@@ -262,3 +262,66 @@ def test_what_is_not_kept_is_refused():
         compact.argmax(0)
     with pytest.raises(xl.errors.InputError, match="expected classes"):
         CompactLogits(compact.top, compact.classes[:3], None, compact.span, compact.weights, 40)
+
+
+def test_a_trace_of_pixels(tmp_path):
+    trace = random_pixel_trace(20, classes=("sky", "sea", "sand"))
+    assert (trace.task, trace.is_labelled, trace.labels) == ("segmentation", True, None)
+    counts = trace.logits.confusion
+    assert torch.equal(trace.accuracy, counts.diagonal(dim1=2, dim2=3).sum(2) / 64)
+    assert trace.disagreement[:, -1].tolist() == [0.0] * 20
+    assert "labelled samples, 3 exits, 3 classes of pixels" in repr(trace)
+    assert "accuracy" in trace._repr_html_()
+    few = trace.select(torch.tensor([3, 1]))
+    assert torch.equal(few.logits.scores, trace.logits.scores[[3, 1]])
+    assert few.classes == trace.classes
+    trace.save(tmp_path / "t")
+    again = xl.Trace.load(tmp_path / "t")
+    assert torch.equal(again.logits.confusion, counts)
+    assert (again.fingerprint(), again.classes, again.task) == (trace.fingerprint(), trace.classes, "segmentation")
+    assert len(set(trace.hash_samples())) == 20
+    assert trace.logits[:, -1].argmax().tolist() == trace.logits.means[:, -1].argmax(-1).tolist()
+    assert str(trace.logits) == "PixelSummary(20, 3, 3)"
+    other = replace(trace, logits=replace(trace.logits, confusion=counts.flip(3)))
+    assert other.fingerprint() != trace.fingerprint()  # other labels
+
+
+def test_a_trace_of_pixels_without_labels(tmp_path):
+    trace = random_pixel_trace(5)
+    trace = replace(trace, logits=replace(trace.logits, confusion=None))
+    assert not trace.is_labelled
+    trace.save(tmp_path / "t")
+    assert xl.Trace.load(tmp_path / "t").logits.confusion is None
+    with pytest.raises(xl.errors.InputError, match="labels: accuracy needs a trace with labels"):
+        trace.accuracy.mean()
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda t: t.answers, "no logits and answers are kept: see trace.accuracy"),
+        (lambda t: t.correct, "no logits and answers are kept"),
+        (lambda t: t.require_labels("this"), "labels: this is not for one class a pixel"),
+        (lambda t: t.logits[0, 0, 0], "of pixels sums are kept"),
+        (lambda t: random_trace().require_confusion("this"), "this needs a trace with one class a pixel"),
+        (
+            lambda t: replace(t, labels=torch.zeros(5, 2, 2).long()),
+            "a PixelSummary, with the labels counted in it, and no labels",
+        ),
+        (
+            lambda t: replace(random_trace(labelled=False), task="segmentation"),
+            "a trace of one class a pixel has a PixelSummary",
+        ),
+        (
+            lambda t: replace(t.logits, scores=torch.zeros(5, 3, 2)),
+            r"expected scores \(5, 3, 3\) beside means, got \(5, 3, 2\)",
+        ),
+        (
+            lambda t: replace(t.logits, disagreement=torch.full((5, 3), 2.0)),
+            r"expected disagreement in \[0, 1\], got 2 to 2",
+        ),
+    ],
+)
+def test_what_a_trace_of_pixels_refuses(ask, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        ask(random_pixel_trace(5))

@@ -10,7 +10,7 @@ import torch
 
 import exitlens as xl
 from exitlens.workflow.evaluation import LabelReport, _find_bands
-from tests.conftest import random_trace, timed_trace
+from tests.conftest import random_pixel_trace, random_trace, timed_trace
 
 
 def test_report_by_hand():
@@ -230,3 +230,39 @@ def test_budgeted_batch_follows_the_geometric_shares():
 def test_bad_input(call, message):
     with pytest.raises(xl.errors.InputError, match=message):
         call(random_trace(20))
+
+
+def test_a_report_of_pixels_sums_the_counts_first():
+    trace = random_pixel_trace(50, classes=("sky", "sea", "sand"))
+    policy = xl.Policy((0.8, 0.5), score="mean_probability")
+    report, exits = xl.evaluate(trace, policy), xl.route(trace, policy)
+    routed = torch.stack([trace.logits.confusion[i, k] for i, k in enumerate(exits.tolist())]).sum(0).double()
+    final = trace.logits.confusion[:, -1].sum(0).double()
+    ious = [
+        [counts[c, c] / (counts[c].sum() + counts[:, c].sum() - counts[c, c]) for c in range(3)]
+        for counts in (routed, final)
+    ]
+    assert report.pixels.iou == pytest.approx([value.item() for value in ious[0]])
+    assert report.pixels.final_iou == pytest.approx([value.item() for value in ious[1]])
+    assert report.pixels.mean_iou == pytest.approx(sum(report.pixels.iou) / 3)
+    assert report.pixels.mean_iou_drop == pytest.approx(sum(report.pixels.final_iou) / 3 - report.pixels.mean_iou)
+    assert report.pixels.accuracy == pytest.approx((routed.diagonal().sum() / routed.sum()).item())
+    assert report.accuracy == pytest.approx(report.pixels.accuracy)  # all images have as many pixels
+    assert report.disagreement == pytest.approx(trace.disagreement[torch.arange(50), exits].mean().item())
+    assert (report.overthinking, report.oracle, report.classes, report.calibration_error) == (None, (), (), None)
+    assert "mean IoU" in repr(report)
+    assert len(report.exits) == 3
+    assert report.pixels.classes == ("sky", "sea", "sand")
+    assert xl.sweep(trace, most=5)[0].accuracy is not None
+    assert [point.accuracy for point in xl.measure_anytime(trace)] == pytest.approx(trace.accuracy.mean(0).tolist())
+    assert len(xl.measure_budgeted_batch(trace, trace, points=3)) == 3
+    json.dumps(report.to_dict())
+
+
+def test_a_report_of_pixels_without_labels():
+    trace = random_pixel_trace(20)
+    trace = replace(trace, logits=replace(trace.logits, confusion=None))
+    report = xl.evaluate(trace, xl.Policy((0.5, 0.5), score="sure_share"))
+    assert (report.pixels, report.accuracy, report.accuracy_drop) == (None, None, None)
+    with pytest.raises(xl.errors.InputError, match="labels: measure_anytime needs a trace with labels"):
+        xl.measure_anytime(trace)

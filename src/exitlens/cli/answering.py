@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -356,6 +357,9 @@ def export(
     data: Annotated[str, of_data(help="With --int8: data that activations are measured with (default: the run's).")] = "",
     web: Annotated[bool, Option("--web", help="A folder with one page instead, which decides in the browser.")] = False,
     ort: Annotated[Path | None, Option(help="With --web: folder of onnxruntime-web (default: npm fetches it).")] = None,
+    server: Annotated[
+        str, Option("--for", help="A model for this server instead: triton, mlserver, kserve or bentoml.", metavar="SERVER")
+    ] = "",
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an edge bundle that is there.")] = False,
     json_: Json = False,
     name: PolicyName = "",
@@ -364,9 +368,16 @@ def export(
 
     The bundle's policies with a name go along (not with --int8 or --web); --policy names the one to answer by at first.
     With --int8 activations are measured on training data or on --data, and thresholds chosen on the calibration split.
+    With --for, --bundle may be an edge bundle, too, and the name of --out is the model's in the server.
     """
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
+    if server and (int8 or web):
+        fix = "Fix: with --int8, export first and give that edge bundle as --bundle."
+        raise xl.errors.InputError(f"for: a server's model is made of an edge bundle, not of --int8 or --web. {fix}")
+    if server:
+        _export_for(server, bundle, out, name, overwrite, json_)
+        return
     if ort is not None and not web:
         raise xl.errors.InputError("ort: it is for the page. Fix: pass --web, too.")
     if data and not int8:
@@ -398,9 +409,32 @@ def export(
             directory = export_web(net, policy, out, ort=ort, overwrite=overwrite)
         else:
             directory = xl.export(net, policy, out, policies=named, overwrite=overwrite)
-    sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+    _show_files(directory, "page" if web else "edge bundle", json_)
+
+
+def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bool, json_: bool) -> None:
+    """Write a model for a server from a bundle, a run or an edge bundle."""
+    from exitlens.delivery.hub import fetch_bundle
+    from exitlens.delivery.run_directory import load_calibrated
+    from exitlens.edge.export import GOLDEN
+    from exitlens.edge.packages import export_package
+    from exitlens.types.policies import DEFAULT
+
+    with wait(json_, "exporting and comparing"), TemporaryDirectory() as folder:
+        bundle = fetch_bundle(bundle)
+        if not (bundle / GOLDEN).is_file():
+            (net, chosen), named = load_calibrated(bundle, policy), xl.load_policies(bundle)
+            named.pop(DEFAULT, None)
+            bundle, policy = xl.export(net, chosen, Path(folder) / "edge", policies=named), DEFAULT
+        directory = export_package(bundle, out, server, policy=policy or DEFAULT, overwrite=overwrite)
+    _show_files(directory, f"model for {server}", json_)
+
+
+def _show_files(directory: Path, kind: str, json_: bool) -> None:
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
     rows = [["file", "MB"], *([file, f"{size / 1e6:.2f}"] for file, size in sizes.items())]
-    show(json_, {"out": str(directory), "bytes": sizes}, f"{'page' if web else 'edge bundle'} in {directory}", rows)
+    show(json_, {"out": str(directory), "bytes": sizes}, f"{kind} in {directory}", rows)
 
 
 @verbs.command(epilog="Example: `exitlens push runs/x user/name --private`")

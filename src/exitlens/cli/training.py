@@ -38,6 +38,7 @@ from exitlens.cli.options import (
 from exitlens.launch import read_rank
 from exitlens.types.settings import (
     NEED_LABELS,
+    PIXEL_LIMITS,
     RISK_LIMITS,
     SWAPPED,
     CalibrationRequest,
@@ -62,7 +63,8 @@ TRAINING = {
 }
 Tracker = Literal["mlflow", "wandb", "tensorboard"]
 TRACE = {"Data": "compact trace_dir cost timed_batch swapped"}
-LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta equal_groups folds gate score"}
+OFFERED = " ".join(name for name in RISK_LIMITS if name not in PIXEL_LIMITS)  # the command line does not know pixels yet
+LIMITS = {"Limits": f"{OFFERED} max_cost max_ms percentile delta equal_groups folds gate score"}
 
 
 @verbs.command(
@@ -315,7 +317,7 @@ def _collect_for(
 
 
 @verbs.command(epilog="Example: `exitlens plan --max-accuracy-drop 0.01 --delta 0.1`")
-@takes(CalibrationRequest, {"Limits": f"{' '.join(RISK_LIMITS)} max_ms percentile equal_groups gate score"})
+@takes(CalibrationRequest, {"Limits": f"{OFFERED} max_ms percentile equal_groups gate score"})
 @takes(ReadSettings, {"Data": f"data {READING}"})
 @takes(CollectOptions, TRACE)
 def plan(

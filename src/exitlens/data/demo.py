@@ -29,7 +29,7 @@ from torch import Tensor
 from exitlens.data.sets import ArraySet, ImageSet, SampleSet
 from exitlens.data.splits import Split, check_split
 from exitlens.data.texts import SPECIAL_TOKENS, TextSet, word_tokenizer
-from exitlens.errors import DataError, import_extra
+from exitlens.errors import DataError, InputError, import_extra
 from exitlens.types.preprocessing import SeriesPreprocess, TextPreprocess, VolumePreprocess
 from exitlens.types.settings import COUNT, SHARE, NumberRule, check_choice, check_number
 
@@ -138,6 +138,32 @@ def make_scenes(
     scene = scene + 0.02 * torch.randn(scene.shape, generator=rng)
     pixels = (scene.clamp(0, 1) * 255).round().to(torch.uint8)
     return ImageSet(pixels, labels, classes, (mask > _OBJECT_LEVEL).squeeze(1))
+
+
+def label_pixels(scenes: ImageSet, garments: int = 1, seed: int = 0) -> ImageSet:
+    """Turn scenes into images with a class for each pixel: 0 is ``background``, the others are those of the garments.
+
+    Args:
+        scenes: with masks, as :func:`load_scenes` makes them.
+        garments: number in an image: the others come from other scenes, and lie on what was there before.
+        seed: of these scenes.
+
+    Examples:
+        >>> data = xl.demo.label_pixels(xl.demo.load_scenes("test", limit=100), garments=2)
+        >>> data.labels.shape, data.classes[:2]
+        (torch.Size([100, 40, 40]), ('background', 'T-shirt'))
+    """
+    check_number("garments", garments, COUNT)
+    if scenes.masks is None or scenes.labels.ndim != 1:
+        raise InputError("scenes: expected a class and a mask for each. Fix: pass what load_scenes gives.")
+    rng, objects = torch.Generator().manual_seed(seed), scenes.masks
+    painted = torch.where(objects, 1 + scenes.labels.view(-1, 1, 1), 0)  # (N,H,W)
+    images, labels = scenes.images, painted
+    for _ in range(garments - 1):
+        others = torch.randperm(len(images), generator=rng)
+        images = torch.where(objects[others][:, None], scenes.images[others], images)
+        labels = torch.where(objects[others], painted[others], labels)
+    return ImageSet(images, labels, ("background", *scenes.classes), labels > 0, scenes.preprocess, scenes.groups)
 
 
 def _place(garments: Tensor, size: int, scale: tuple[float, float], rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ class SampleSet(Dataset[Any]):
     """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
     by_sample: ClassVar[tuple[str, ...]] = ("labels", "groups", "masks")  # attributes with a row for each sample
-    labels: Tensor  # (N,) integers; several labels a sample (N,C) bool
+    labels: Tensor  # (N,) integers; several labels a sample (N,C) bool; of pixels (N,H,W) uint8
     groups: Tensor | None  # (N,) integers: samples with the same number belong together
     masks: Tensor | None = None  # (N,*S) bool: which locations carry the answer
     classes: tuple[str, ...]  # names, in label order
@@ -57,7 +57,10 @@ class SampleSet(Dataset[Any]):
         if labels.ndim == 2 and len(classes) < 2:
             raise InputError(f"classes: expected the names of 2 labels or more, got {tuple(classes)}")
         check_truth(labels, count, len(classes))
-        self.labels, self.classes = labels.bool() if labels.ndim == 2 else labels.long(), tuple(classes)
+        if labels.ndim == 3 and labels.shape != tuple(shape):
+            raise InputError(f"labels: expected {tuple(shape)}, of the size of the images, got {tuple(labels.shape)}")
+        kinds = {2: torch.bool, 3: torch.uint8}
+        self.labels, self.classes = labels.to(kinds.get(labels.ndim, torch.int64)), tuple(classes)
         if groups is not None:
             require(groups, Tensor, "groups")
             if groups.shape != (count,) or groups.is_floating_point():
@@ -124,7 +127,8 @@ class ImageSet(HeldSet):
 
     Args:
         images: ``(N,C,H,W)`` ``uint8``.
-        labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1.
+        labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1; or the classes of pixels ``(N,H,W)``, 255
+            where a pixel has none.
         classes: class names, in label order.
         masks: optional ``(N,H,W)`` ``bool``: where the object is.
         preprocess: how pixels become network input; by default scaled to [-2, 2].

@@ -335,7 +335,8 @@ def _build(info: NetworkInfo, backbone: Backbone, heads: Mapping[int, OtherHead]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
         shape: dict[str, Any] = {"final": info.final, "end": info.end, "layout": info.layout, "head": info.head}
-        return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, heads=heads, **shape)
+        shape |= {"groups": dict(info.groups) or None, "task": "segmentation" if info.task == "segmentation" else None}
+        return attach(backbone, info.at, info.num_classes, example, heads=heads, **shape)
 
 
 def find_bundle(path: Path, backbone: Backbone = None) -> Path:

@@ -15,6 +15,7 @@ from exitlens.model.network import NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.policies import DEFAULT, Calibration
+from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
@@ -137,6 +138,7 @@ def _read_facts(directory: Path) -> _Facts:
         )
     values = read_json(directory / "network.json")
     info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
+    refuse_segmentation(info.task, "card: it")
     sources = [member.source for member in info.members or (info,)]
     names = " and ".join(source or "a module whose code is not here" for source in sources)
     return _Facts(

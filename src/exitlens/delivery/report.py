@@ -43,7 +43,7 @@ from exitlens.types.comparisons import Comparison
 from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.tasks import name_answers
+from exitlens.types.tasks import name_answers, refuse_segmentation
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
@@ -173,6 +173,7 @@ def write_report(
     has what ``compare`` returned, with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1"; ``plain_accuracy``
     is that of the plain backbone, trained without exits, under the main condition.
     """
+    refuse_segmentation(subjects[0].net.info.task, "subjects: a report")
     if (count := subjects[0].net.num_exits) < 2:
         raise InputError("subjects: expected networks with an early exit, got one without. Fix: attach one.")
     if path.exists() and not overwrite:

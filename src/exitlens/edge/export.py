@@ -37,6 +37,7 @@ from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import check_named
 from exitlens.types.settings import DECIDED
+from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.inference import predict
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
@@ -267,6 +268,7 @@ def export(
 def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
     """Raise :class:`ExitlensError` unless the policy fits the network, and the network can be written as ONNX."""
     require(net, ExitNet, "net")
+    refuse_segmentation(net.info.task, "net: export")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
     import_onnx()

@@ -27,12 +27,20 @@ from exitlens.functional.scores import fit_temperatures, routed_calibration_erro
 from exitlens.functional.scores import score as score_logits
 from exitlens.types import Calibration, CalibrationRequest, Policy, Trace
 from exitlens.types.policies import Certification
-from exitlens.types.settings import NEED_LABELS, CertificateRequest, SampleSketch
+from exitlens.types.settings import (
+    MISSED_AREA,
+    NEED_LABELS,
+    PIXEL_LIMITS,
+    SAMPLE_LIMITS,
+    CertificateRequest,
+    SampleSketch,
+)
 from exitlens.types.tasks import choose_score
 
 
 def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
     """Calibrate as :func:`exitlens.calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
+    _check_task(trace, request)
     limits_of_labels = [name for name in request.risk_limits if name in NEED_LABELS]
     if trace.task == "multilabel" and trace.labels is not None and limits_of_labels:
         missing = (~trace.labels.any(0)).nonzero().flatten().tolist()
@@ -49,6 +57,21 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
         check_likeness(trace)
     choice = _choose_by_samples(trace, request, budgets) if request.delta is None else _certify(trace, request, budgets)
     return _record(trace, request, choice)
+
+
+def _check_task(trace: Trace, request: CalibrationRequest) -> None:
+    """Raise :class:`InputError` for what is asked of another task than the trace's."""
+    is_dense = trace.task == "segmentation"
+    if foreign := [name for name in request.risk_limits if name in SAMPLE_LIMITS and is_dense]:
+        fix = "pass max_pixel_error_drop or max_miou_drop"
+        raise InputError(f"{foreign[0]}: it is for classes or labels of whole samples, this trace has pixels. Fix: {fix}.")
+    if foreign := [name for name in request.risk_limits if name.startswith((*PIXEL_LIMITS, MISSED_AREA)) and not is_dense]:
+        raise InputError(f"{foreign[0]}: it is for one class a pixel. Fix: pass max_accuracy_drop, for example.")
+    temperatures = request.temperatures
+    if is_dense and request.gate:
+        raise InputError("gate: it is for classes or labels of whole samples, this trace has pixels. Fix: leave it out.")
+    if is_dense and temperatures is not None and set(temperatures.values) != {1.0}:
+        raise InputError("temperatures: those of pixels are 1, because their logits are not kept. Fix: leave them out.")
 
 
 def check_likeness(trace: Trace) -> None:
@@ -190,7 +213,7 @@ def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Pol
             )
         values, fitted_on = given.values, given.fitted_on
     elif request.temperature_scaling and trace.labels is not None:
-        values, fitted_on = fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
+        values, fitted_on = fit_temperatures(trace.class_logits, trace.labels, rows), (trace.sketch(),)
     policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
     if not request.gate:
         return policy, fitted_on

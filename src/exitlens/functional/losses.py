@@ -15,7 +15,7 @@ from exitlens.errors import InputError
 from exitlens.functional import maps as measures
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
-from exitlens.types.tasks import check_truth
+from exitlens.types.tasks import IGNORE, check_truth
 
 
 def classification_loss(
@@ -25,9 +25,19 @@ def classification_loss(
     class_weights: Sequence[float] | None = None,
     sample_weights: Tensor | None = None,
 ) -> Tensor:  # (B,C), (B,) or (B,C), weights (B,) -> ()
-    """Return the mean cross-entropy, or, for labels ``(B,C)`` of 0 and 1, binary cross-entropy (see :class:`EGTLoss`)."""
+    """Return the mean cross-entropy, or, for labels ``(B,C)`` of 0 and 1, binary cross-entropy (see :class:`EGTLoss`).
+
+    Of labels ``(B,H,W)``, for logits ``(B,C,H,W)``, the mean is over all pixels of the batch that have a class.
+    """
     logits = logits.float()
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
+    if labels.ndim == 3:
+        if sample_weights is not None:
+            raise InputError("sample_weights: they are not for one class a pixel. Fix: leave them out")
+        labels, known = labels.long(), labels != IGNORE  # they may be bytes
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing, ignore_index=IGNORE)
+        each = each if weights is None else each * weights[torch.where(known, labels, 0)]
+        return each.sum() / known.sum().clamp_min(1)
     if labels.ndim == 2:
         target = labels.float() * (1 - label_smoothing) + label_smoothing / 2
         if sample_weights is None:
@@ -86,7 +96,7 @@ def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0, s
         terms = [F.binary_cross_entropy_with_logits(student, target) - least for student in students]
     else:
         target = teacher.detach().softmax(1)
-        terms = [F.kl_div(student.log_softmax(1), target, reduction="batchmean") for student in students]
+        terms = [F.kl_div(student.log_softmax(1), target, reduction="none").sum(1).mean() for student in students]
     return temperature**2 * torch.stack(terms).mean()
 
 
@@ -140,6 +150,13 @@ def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool
     return 1 - (measures.cosine if distance == "cosine" else measures.pearson)(target, exit_map)
 
 
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    batch, classes, *size = logits.shape
+    check_truth(labels, batch, classes, "segmentation" if size else "classes" if labels.ndim == 3 else None)
+    if size and list(labels.shape[1:]) != size:
+        raise InputError(f"labels: expected {(batch, *size)}, of the size of the images, got {tuple(labels.shape)}")
+
+
 @dataclass(frozen=True)
 class EGTLoss:
     """Explanation-Guided Training: cross-entropy at every exit plus attention consistency with the final exit.
@@ -147,6 +164,11 @@ class EGTLoss:
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
     The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
     map, and raise the weight over the whole training, so that the exits do not follow a map that is still random.
+
+    With one class a pixel, labels are ``(B,H,W)``, and cross-entropy is the mean over pixels. The maps of an image are those
+    of the classes that its label has: the softmax over locations of a class's logits. This is channel-wise distillation
+    (arXiv 2011.13256) between exits of one network, with its temperature at 1, our distance, and the classes of the label
+    only, because the maps of absent ones say little.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
@@ -229,15 +251,23 @@ class EGTLoss:
         """True if it needs a relevance map."""
         return self.target in ("relevance", "product") and self.weight > 0
 
-    def for_network(self, attends: bool, keeps_final: bool = False, of_images: bool = True) -> EGTLoss:
+    def for_network(
+        self, attends: bool, keeps_final: bool = False, of_images: bool = True, of_pixels: bool = False
+    ) -> EGTLoss:
         """Return the loss with defaults for a kind of network filled in: target, its sharpness, reach and ``every``.
 
         Convolutional networks get ``mean``. Networks that mix by attention (``attends``) get ``product``, because there
         attention by itself says little about where an answer comes from. If the final exit is the backbone's own classifier
         (``keeps_final``), its map is fixed and the others follow it; so do maps other than attention. Relevance for images
-        (``of_images``) is asked every second step (docs/measured/truth.md compares).
+        (``of_images``) is asked every second step (docs/measured/truth.md compares). With one class a pixel (``of_pixels``),
+        the maps follow the final exit's.
         """
-        follows = self.of != "attention" or (keeps_final and not attends)
+        if of_pixels and self.weight > 0 and (self.of == "evidence" or self.needs_relevance):
+            wrong = "of: 'evidence'" if self.of == "evidence" else f"target: {self.target!r}"
+            raise InputError(
+                f"{wrong} is for answers about whole images, and this network answers each pixel. Fix: leave it out"
+            )
+        follows = self.of != "attention" or (keeps_final and not attends) or of_pixels
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         usual = {"mean": SHARPNESS, "product": None if of_images else SHARPNESS_OF_TEXTS}.get(target)
         power = self.sharpness or (usual if self.weight > 0 else None)
@@ -287,13 +317,13 @@ class EGTLoss:
         Args:
             outputs: of every exit, final last.
             labels: ``(B,)`` integers in ``[0, C)``, or with several labels ``(B,C)`` of 0 and 1: the classification term is
-                then the mean of the labels' binary cross-entropies.
+                then the mean of the labels' binary cross-entropies; or ``(B,H,W)`` integers, 255 where a pixel has none.
             progress: share of training that is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"``.
             relevance: ``(B,*S)`` signed (``net.with_relevance``), for targets made of it.
             sample_weights: ``(K,B)``, of each sample in the classification term of each exit; by default 1.
         """
-        check_truth(labels, *outputs[0].logits.shape)
+        _check_labels(labels, outputs[0].logits)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
@@ -304,18 +334,25 @@ class EGTLoss:
         alpha = ramp(progress, self.ramp_share)
         classification = self.classify(outputs, labels, sample_weights)
         consistency = distillation = classification.new_zeros(())
-        if self.weight > 0:
-            maps = [out.attention.float() for out in outputs]
-            if self.of == "evidence":
-                choose = measures.class_evidence if labels.ndim == 1 else measures.label_evidence
-                maps = [choose(out.evidence.float(), labels) for out in outputs]
-            elif self.of == "activation":
-                maps = [measures.energy(f) for f in features or ()]
+        maps = self._list_maps(outputs, labels, features) if self.weight > 0 else []
+        if maps and len(maps[0]):  # with one class a pixel, no pixel may have any
             consistency = consistency_loss(self.make_targets(maps, relevance), maps, self.distance, self.of == "evidence")
         if self.distill > 0:
             distillation = distillation_loss(outputs, several=labels.ndim == 2)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
+
+    def _list_maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
+        """Return the maps of every exit, ``(B,*S)``; with one class a pixel ``(P,h,w)``, those of the labels' classes."""
+        if self.of == "activation":
+            return [measures.energy(f) for f in features or ()]
+        if labels.ndim == 3:
+            present = measures.present_classes(labels, outputs[0].logits.shape[1])
+            return [measures.class_maps(out.evidence)[present] for out in outputs]
+        if self.of == "attention":
+            return [out.attention.float() for out in outputs]
+        choose = measures.class_evidence if labels.ndim == 1 else measures.label_evidence
+        return [choose(out.evidence.float(), labels) for out in outputs]
 
     def classify(self, outputs: Sequence[ExitOutput], labels: Tensor, sample_weights: Tensor | None = None) -> Tensor:
         """Return the classification term: the weighted mean of the exits' cross-entropies."""

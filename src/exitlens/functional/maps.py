@@ -133,6 +133,25 @@ def label_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
     return torch.einsum("bc,bc...->b...", weights, evidence)
 
 
+def class_maps(logits: Tensor) -> Tensor:  # (B,C,h,w) -> (B,C,h,w)
+    """Return for each class where its logit is large: the softmax over the locations, which sums to 1."""
+    return logits.float().flatten(2).softmax(2).view_as(logits)
+
+
+def present_classes(labels: Tensor, classes: int) -> Tensor:  # (B,H,W) -> (B,C) bool
+    """Return the classes that any pixel of a sample has."""
+    flat = labels.flatten(1).long().clamp(0, classes)  # what counts nowhere comes last
+    counts = torch.zeros(len(flat), classes + 1, dtype=torch.bool, device=labels.device)
+    return counts.scatter_(1, flat, True)[:, :classes]
+
+
+def attend_classes(logits: Tensor) -> Tensor:  # (B,C,h,w) -> (B,h,w)
+    """Return the mean of the :func:`class_maps` of the classes that are the answer anywhere: it sums to 1."""
+    answered = present_classes(logits.argmax(1), logits.shape[1]).float()
+    weights = answered / answered.sum(1, keepdim=True)
+    return torch.einsum("bc,bchw->bhw", weights, class_maps(logits))
+
+
 def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:  # (B,*S) -> (B,*S) bool
     """Mark the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell.
 

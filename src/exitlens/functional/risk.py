@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from exitlens.errors import CalibrationError, InputError
+from exitlens.errors import CalibrationError, InputError, suggest
 from exitlens.functional.groups import average_groups, weigh_samples
+from exitlens.functional.pixels import measure_mean_iou, measure_missed
 from exitlens.types import Trace
-from exitlens.types.tasks import are_same
+from exitlens.types.settings import MISSED_AREA
 from exitlens.types.traces import ExitLatency, format_ms
 
 ROOM = 1e-6  # costs are float32
@@ -23,12 +24,15 @@ class Risk:
     """One risk of a routing, and the limit on it."""
 
     name: str
-    values: Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless spending is the risk
+    values: (
+        Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless spending is the risk, or it is absolute
+    )
     limit: float  # on the mean, in [0, 1]
     kind: Literal["binary", "ternary", "unit", "signed"]  # losses are 0 or 1; -1, 0 or 1; in [0, 1]; in [-1, 1]
     rows: Tensor | None = None  # (N,) bool: the samples in the mean; None: all
     groups: Tensor | None = None  # (N,) in [0, G), numbered at random; None: all samples are independent
     largest: int | None = None  # a group's weight is its size, capped at this; None: all groups weigh the same
+    is_absolute: bool = False  # of the exit alone, so that even the final exit may exceed the limit
 
     def at(self, where: Tensor) -> Risk:
         """Return the same risk on some of the samples (indices)."""
@@ -113,10 +117,12 @@ class Budget:
 
 
 def accuracy_drop(trace: Trace) -> Tensor:  # -> (N,K)
-    """Return ``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit."""
-    trace.require_labels("accuracy_drop")
-    wrong = (~trace.correct).float()
-    return wrong - wrong[:, -1:]
+    """Return ``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit.
+
+    With one class a pixel it is the share of an image's pixels that are wrong, less the final exit's, in [-1, 1].
+    """
+    accuracy = trace.require_accuracy("accuracy_drop")
+    return accuracy[:, -1:] - accuracy
 
 
 def false_negatives(answers: Tensor, labels: Tensor) -> Tensor:  # (N,...,C), (N,...,C) bool -> (N,...)
@@ -134,8 +140,35 @@ def false_negative_drop(trace: Trace) -> Tensor:  # -> (N,K)
 
 
 def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
-    """Return ``1[answer differs from the final exit's]``, with several labels in any of them; the data needs no labels."""
-    return (~are_same(trace.answers, trace.answers[:, -1:], trace.task)).float()
+    """Return ``1[answer differs from the final exit's]``, with several labels in any of them; the data needs no labels.
+
+    With one class a pixel it is the share of an image's pixels that differ, in [0, 1].
+    """
+    return trace.disagreement
+
+
+def mean_iou_drop(trace: Trace) -> Tensor:  # -> (N,K)
+    """Return the final exit's mean IoU, over the classes that the image's label has, less the exit's, in [-1, 1]."""
+    mean_iou = measure_mean_iou(trace.require_confusion("max_miou_drop"))
+    return mean_iou[:, -1:] - mean_iou
+
+
+def missed_area(trace: Trace, name: str, limit: float) -> Risk:
+    """Return the risk that an exit misses of a class's pixels, as a share of them, on the images that have any.
+
+    Unlike the others, it is that of the exit alone: the final exit's own misses count, too.
+    """
+    counts, classes = trace.require_confusion("max_missed_area"), trace.classes
+    label = classes.index(name) if name in classes else int(name) if name.isdecimal() else -1
+    if not 0 <= label < counts.shape[-1]:
+        known = f"{', '.join(classes)} or a number below {counts.shape[-1]}" if classes else f"0 to {counts.shape[-1] - 1}"
+        raise InputError(f"max_missed_area: expected classes among {known}, got {name!r}.{suggest(name, classes)}")
+    has_area = counts[:, 0, label].sum(-1) > 0
+    if not has_area.any():
+        raise CalibrationError(
+            f"max_missed_area: no image has {name!r}, so nothing can be said of missing it. Fix: collect some that have it."
+        )
+    return Risk(f"{MISSED_AREA}{name}", measure_missed(counts, label), limit, "unit", has_area, is_absolute=True)
 
 
 def has_swaps(trace: Trace) -> bool:
@@ -163,7 +196,14 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
         if name == "max_accuracy_drop":
             risks.append(Risk(name, accuracy_drop(trace), limit, "ternary"))
         elif name == "max_disagreement":
-            risks.append(Risk(name, disagreement(trace), limit, "binary"))
+            risks.append(Risk(name, disagreement(trace), limit, "unit" if trace.task == "segmentation" else "binary"))
+        elif name == "max_pixel_error_drop":
+            trace.require_confusion(name)
+            risks.append(Risk(name, accuracy_drop(trace), limit, "signed"))
+        elif name == "max_miou_drop":
+            risks.append(Risk(name, mean_iou_drop(trace), limit, "signed"))
+        elif name.startswith(MISSED_AREA):
+            risks.append(missed_area(trace, name.removeprefix(MISSED_AREA), limit))
         elif name == "max_divergence":
             if trace.num_exits > 1 and not trace.has_maps:
                 raise InputError("max_divergence: the network's exits have no maps that could differ. Fix: leave it out.")

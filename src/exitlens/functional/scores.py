@@ -14,31 +14,43 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.compact import compute_probabilities, fix_likelihood, score_compact
+from exitlens.functional.pixels import score_pixels
 from exitlens.types import Trace
-from exitlens.types.settings import ALL_SCORES, DECIDED
-from exitlens.types.traces import CompactLogits, Logits
+from exitlens.types.settings import ALL_SCORES, DECIDED, PIXEL_SCORES
+from exitlens.types.tasks import find_class_axis, task_of_score
+from exitlens.types.traces import CompactLogits, Logits, PixelSummary
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
     """Return an exit's certainty, from its logits divided by ``temperature`` (see :func:`score_of`)."""
     if isinstance(logits, CompactLogits):
         return score_compact(logits, kind, temperature)
+    if isinstance(logits, PixelSummary):
+        if temperature != 1.0:
+            raise InputError(f"temperatures: those of pixels are 1, because their logits are not kept, got {temperature:g}")
+        return logits.scores[..., PIXEL_SCORES.index(kind)]
     return score_of(probabilities(logits, temperature, kind), kind)
 
 
 def probabilities(logits: Tensor, temperature: float | Tensor = 1.0, kind: str = "max_probability") -> Tensor:
-    """Return the softmax of ``logits / temperature`` in float32; for the score ``decided``, the sigmoid."""
+    """Return the softmax of ``logits / temperature`` in float32; for the score ``decided``, the sigmoid.
+
+    For the scores of pixels, the classes are the third axis from the end.
+    """
     logits = logits.float()
     if not isinstance(temperature, float) or temperature != 1.0:
         logits = logits / temperature
-    return logits.sigmoid() if kind == DECIDED else logits.softmax(-1)
+    return logits.sigmoid() if kind == DECIDED else logits.softmax(find_class_axis(task_of_score(kind)))
 
 
-def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
+def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C), of pixels (...,C,h,w) -> (...)
     """Return ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
 
-    ``decided``, for several labels: the smallest of max(p, 1 - p), in [1/2, 1].
+    ``decided``, for several labels: the smallest of max(p, 1 - p), in [1/2, 1]. For those of pixels see
+    :func:`~exitlens.functional.pixels.score_pixels`.
     """
+    if kind in PIXEL_SCORES:
+        return score_pixels(p, kind)
     if kind == "max_probability":
         return p.amax(-1)
     if kind == "entropy":
@@ -60,7 +72,7 @@ class Rating(NamedTuple):
     squared_error: Tensor  # (N,) squared distance of the probabilities from the one-hot label, in [0, 2]; of a label [0, 1]
 
 
-def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,) or (N,C)
+def rate_probabilities(logits: Tensor | CompactLogits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,) or (N,C)
     """Rate probabilities for calibration error, Brier score and (of one class per sample) risk-coverage."""
     if isinstance(logits, CompactLogits):
         confidence, of_label, square = compute_probabilities(logits, temperature)
@@ -79,19 +91,21 @@ def routed_calibration_error(trace: Trace, temperatures: Sequence[float], exits:
     """Return the expected calibration error of the answers (with several labels, of each) at the exits taken."""
     labels = trace.require_labels("the calibration error")
     parts = [
-        rate_probabilities(trace.logits[exits == k, k], labels[exits == k], t)
+        rate_probabilities(trace.class_logits[exits == k, k], labels[exits == k], t)
         for k, t in enumerate(temperatures)
         if (exits == k).any()
     ]
     return expected_calibration_error(torch.cat([part.confidence for part in parts]), torch.cat([p.correct for p in parts]))
 
 
-def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,) or (N,C), (n,)
+def fit_temperatures(
+    logits: Tensor | CompactLogits, labels: Tensor, rows: Tensor
+) -> tuple[float, ...]:  # (N,K,C), (N,) or (N,C), (n,)
     """Fit a temperature to every exit on the samples at ``rows``."""
     return tuple(fit_temperature(logits[rows, k], labels[rows]) for k in range(logits.shape[1]))
 
 
-def fit_temperature(logits: Logits, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor | CompactLogits, labels: Tensor) -> float:
     """Return the temperature in [0.05, 20] of least negative log-likelihood (arXiv 1706.04599).
 
     With several labels, ``(N,C)`` of 0 and 1, the loss is the mean binary cross-entropy of the sigmoids.

@@ -179,7 +179,11 @@ def find_cheapest(
         point.cuts: None for price in costs for risk in columns for point in find_frontier(levels.index, risk, price, prices)
     }
     vectors |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
-    kept = [*filter(keeps_risks, vectors), (math.inf,) * levels.index.shape[1]]
+    never, absolute = (math.inf,) * levels.index.shape[1], [risk for risk in risks if risk.is_absolute]
+    last = torch.full((len(levels.index),), levels.index.shape[1])
+    loses_nothing = all(risk.mean(last) <= risk.limit + 1e-12 for risk in absolute)  # the others are 0 at the final exit
+    if not (kept := [*filter(keeps_risks, vectors), *[never] * loses_nothing]):
+        raise _refuse(absolute, (), ", not even the final exit")
     for price in costs if budgets else ():  # near the limits only a refined policy may keep the budgets, too
         points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
@@ -192,9 +196,8 @@ def find_cheapest(
 
 def _refuse(risks: Sequence[Risk], budgets: Sequence[Budget], where: str = "", fix: str = "") -> CalibrationError:
     limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
-    return CalibrationError(
-        f"limits: no policy found keeps {limits}{where} within {spent}. Fix: raise one of the limits{fix}."
-    )
+    within = f" within {spent}" if spent else ""
+    return CalibrationError(f"limits: no policy found keeps {limits}{where}{within}. Fix: raise one of the limits{fix}.")
 
 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
@@ -230,7 +233,7 @@ def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # 
 
 def default_loss(trace: Trace) -> Tensor:  # -> (N,K)
     """Return the loss to minimise if only spending is limited: accuracy drop, or disagreement where there are no labels."""
-    return accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
+    return accuracy_drop(trace) if trace.is_labelled else disagreement(trace)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from exitlens.errors import AttachError, InputError, require
-from exitlens.modalities import recognise_example
+from exitlens.modalities import IMAGE, Modality, recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
@@ -20,10 +21,21 @@ from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, 
 from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
 from exitlens.model.cutting.trace import TraceMismatchError
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
-from exitlens.model.heads import HEADS, LEAST_SIDE, ExitHead, HeadKind, KeptHead, check_groups, make_head
+from exitlens.model.heads import (
+    HEADS,
+    LEAST_SIDE,
+    ExitHead,
+    HeadKind,
+    KeptHead,
+    KeptPixelHead,
+    check_groups,
+    choose_dense_side,
+    make_head,
+)
 from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 from exitlens.types.settings import check_choice
+from exitlens.types.tasks import TASKS, Task
 
 OtherHead = Callable[[ExitHead], ExitHead]
 
@@ -38,15 +50,17 @@ def attach(  # noqa: PLR0913
     end: str = "",
     layout: Kind | None = None,
     placement: Placement = "cost",
-    head: HeadKind = "evidence",
+    head: HeadKind | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
     heads: Mapping[int, OtherHead] | None = None,
+    task: Task | None = None,
 ) -> ExitNet:
     """Attach exits to a backbone, and return the network in its mode (train or eval); weights are shared, not copied.
 
     Args:
-        backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
-            ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``.
+        backbone: a module that returns logits (or a dict or named tuple with ``logits`` or ``out``), or a source such as
+            ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``. Logits are ``(B,C)``; those of a network that answers one class
+            a pixel are ``(B,C,H,W)``.
         at: names of the modules that early exits follow, in the order of execution, or a number of early exits to place.
         num_classes: ``C`` of every exit.
         example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
@@ -60,16 +74,20 @@ def attach(  # noqa: PLR0913
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default it is inferred from the shapes.
         placement: with a number in ``at``, exits lie at equal shares of ``"cost"`` (multiply-accumulates), or of the
             ``"time"`` that the backbone takes on this machine, measured for 10 s at most and refused if it is too busy.
-        head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
-            (:class:`~exitlens.model.heads.ContextNeck`, :class:`~exitlens.model.heads.TokenNeck`) makes early
-            answers much better for some 4 % more cost, and puts all maps on one grid, if sizes divide. If the last features
-            have fewer than 7 locations a side, the final head reads earlier, finer ones too; heads on tokens read those of
-            the first exit beside their own. ``"average"``: average pooling, for comparison.
+        head: ``"evidence"``, the default: attention pooling on the features as they are. ``"context"``, the default for one
+            class a pixel: a neck before it (:class:`~exitlens.model.heads.ContextNeck`,
+            :class:`~exitlens.model.heads.TokenNeck`) makes early answers much better for some 4 % more cost, and puts all
+            maps on one grid, if sizes divide. If the last features have fewer than 7 locations a side, the final head reads
+            earlier, finer ones too; heads on tokens read those of the first exit beside their own. ``"average"``: average
+            pooling, for comparison.
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
         heads: heads of your own by their exits. Each is a function that takes the head that would stand there and returns
             another :class:`~exitlens.model.heads.ExitHead` (docs/guides/extending.md); :func:`exitlens.load` takes them too.
+        task: ``"segmentation"`` gives every exit of a classifier a decoder that answers one class a pixel
+            (:class:`~exitlens.model.heads.PixelHead`). A backbone that returns ``(B,C,H,W)`` implies it; for the others, the
+            labels of training tell one class from several labels a sample.
 
     Warns:
         ReachWarning: if the locations of an early exit see less than a quarter of the image's shorter side.
@@ -80,7 +98,8 @@ def attach(  # noqa: PLR0913
         [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
     check_choice("final", final, get_args(Final))
-    check_choice("head", head, HEADS)
+    check_choice("head", head, (*HEADS, None))
+    check_choice("task", task, (*TASKS, None))
     check_choice("layout", layout, (*KINDS, None))
     check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement)
@@ -92,11 +111,17 @@ def attach(  # noqa: PLR0913
     channels, source = modality.count_channels(shape), backbone if isinstance(backbone, str) else ""
     module = build_backbone(backbone, num_classes, channels, modality=modality) if isinstance(backbone, str) else backbone
     check_backbone(module)
+    if task == "segmentation" and modality is not IMAGE:
+        raise InputError(f"task: 'segmentation' is for images (B,C,H,W), the example is {modality.name}. Fix: leave it out.")
     example = map_inputs(example, lambda t: t[:1].detach())
     with preserve_state(module):
         at = place_exits(module, example, at, layout, placement=placement) if isinstance(at, int) else at
+        dense_side = choose_dense_side(shape) if head in ("context", None) and modality is IMAGE else 0
         least_side = LEAST_SIDE if head == "context" and final == "head" and not end else 0
-        pieces = _split_and_verify(module, [*at, end] if end else at, example, layout, least_side, bool(named))
+        sides = (dense_side if task == "segmentation" else least_side), dense_side
+        pieces = _split_and_verify(module, [*at, end] if end else at, example, layout, sides, bool(named))
+        task = _check_task(task, pieces, modality, head, final, end)
+        head = head or ("context" if task == "segmentation" else "evidence")
         if at and math.prod(pieces.features[-2 if end else -1].size) == 1 and not takes_vector(pieces.traced):
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
@@ -105,7 +130,7 @@ def attach(  # noqa: PLR0913
         plain = sum(count_node_macs(pieces.traced).values())
         if plain == 0:
             raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
-        chosen = _make_heads(pieces, num_classes, final, head, plain, named)
+        chosen = _make_heads(pieces, num_classes, final, head, plain, named, task)
         if end:
             pieces, chosen = replace(pieces, stages=pieces.stages[:-1], features=pieces.features[:-1]), chosen[:-1]
         _replace_heads(chosen, heads or {})
@@ -140,6 +165,7 @@ def attach(  # noqa: PLR0913
         head=head,
         input_shapes=spec.shapes,
         groups=named,
+        task=task,
         map_offsets=tuple(m.offset for m in moved),
         feature_offsets=tuple(m.feature_offset for m in moved),
     )
@@ -166,17 +192,42 @@ def _check_arguments(backbone: object, at: Sequence[str] | int, num_classes: int
         )
 
 
+def _check_task(
+    task: Task | None, pieces: Pieces, modality: Modality, head: HeadKind | None, final: Final, end: str
+) -> Task:
+    """Return the task that the arguments and the backbone's own logits imply; raise where they contradict each other."""
+    is_dense = pieces.traced.is_dense
+    if is_dense and (modality is not IMAGE or task not in ("segmentation", None)):
+        shape = pieces.traced.shape_of(pieces.traced.values.logits)
+        raise AttachError(
+            f"backbone: its forward returns a map {shape} (as of an encoder-decoder such as U-Net), which is for one class "
+            f"a pixel of images, got task={task!r} and {modality.plural}. Fix: leave task out, or make a classifier of the "
+            "encoder: its last features, pooled, and a linear layer"
+        )
+    if task != "segmentation" and not is_dense:
+        return task or "classes"
+    if final == "keep" and not is_dense:
+        raise AttachError("final: 'keep' keeps a classifier of whole images, not of pixels. Fix: pass final='head'")
+    if head == "average" or end:
+        wrong = "head: 'average' is for classifiers" if head == "average" else "end: it is for classifiers"
+        raise AttachError(f"{wrong} of whole images, and this network answers each pixel. Fix: leave it out")
+    return "segmentation"
+
+
 def _split_and_verify(
-    module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int, carry_input: bool
+    module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, sides: tuple[int, int], carry_input: bool
 ) -> Pieces:
     """Cut by torch.fx, or if the pieces do not equal the plain backbone, by torch.export; verified either way."""
-    pieces = split(module, at, example, layout, least_side=least_side, carry_input=carry_input)
+    cut = partial(
+        split, module, at, example, layout, least_side=sides[0], least_dense_side=sides[1], carry_input=carry_input
+    )
+    pieces = cut()
     try:
         verify(pieces)
     except TraceMismatchError:
         with suppress(AttachError):
             if not pieces.exact_size:  # it was not cut by torch.export
-                pieces = split(module, at, example, layout, export=True, least_side=least_side, carry_input=carry_input)
+                pieces = cut(export=True)
                 verify(pieces)
                 return pieces
         raise
@@ -184,10 +235,11 @@ def _split_and_verify(
 
 
 def _make_heads(
-    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups
+    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups, task: Task
 ) -> list[ExitHead]:
     like, count = next(pieces.traced.backbone.parameters()), len(pieces.stages)
-    heads = [make_head(pieces, k, num_classes, kind, plain, groups).to(like.device, like.dtype) for k in range(count)]
+    made = (make_head(pieces, k, num_classes, kind, plain, groups, task) for k in range(count))
+    heads = [head.to(like.device, like.dtype) for head in made]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:
@@ -196,6 +248,8 @@ def _make_heads(
                 "number, or final='head' for a new classifier"
             )
         layout = pieces.features[-1].layout
+        if task == "segmentation":
+            return [*heads[:-1], KeptPixelHead(pieces.tail, None, layout)]
         kept = KeptHead(pieces.tail, pieces.pooled_linear, layout)
         is_exact = kept.classifier is None or _is_exact(pieces, kept, kept.classifier)
         heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)

@@ -20,7 +20,7 @@ from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTI
 from exitlens.model.cutting.boundaries import call_on, find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.split import Features, Pieces
 from exitlens.model.cutting.trace import TracedBackbone, get_callee_name
-from exitlens.model.heads import DEPTH, KERNELS, ContextNeck, EvidenceHead, ExitHead
+from exitlens.model.heads import DEPTH, KERNELS, ContextNeck, ExitHead, NeckHead
 
 LEAST_OFFSET = 0.2  # in cells; less is not worth the blur, and random weights lean, too
 LEAST_SHARE = 0.25  # share of the image's shorter side that a location has to see
@@ -321,7 +321,7 @@ def _find_offset(grid: Grid, image: Shape) -> tuple[float, ...]:
 
 def _find_map_grid(pieces: Pieces, features: Grid, head: ExitHead, grids: dict[fx.Node, Grid]) -> Grid:
     """Return the grid of the head's map: that of its features, or what its neck makes of them."""
-    neck = head.neck if isinstance(head, EvidenceHead) else None
+    neck = head.neck if isinstance(head, NeckHead) else None
     if not isinstance(neck, ContextNeck):
         return features
     shrunk = tuple(spacing.slide(neck.shrink, neck.shrink) for spacing in features.spacings)

@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from exitlens.errors import InputError
-from exitlens.functional.maps import energy
+from exitlens.errors import AttachError, InputError
+from exitlens.functional.maps import attend_classes, energy
+from exitlens.functional.pixels import resize_logits
 from exitlens.functional.routing import find_direction, measure_evidence_support, measure_support
 from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.cutting.split import Pieces, Stage
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Groups
+from exitlens.types.tasks import Task
 
 KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
 DEPTH, WIDEST, NARROWEST = 2, 256, 8
 NECK_SHARE = 0.04  # share of the plain backbone's MACs for all necks together
+DENSE_SHRINK, LEAST_DENSE_SIDE = 8, 16  # see choose_dense_side
 LEAST_SIDE = 7  # least side of context heads' maps, where the backbone has features as fine
 
 
@@ -308,7 +311,23 @@ class ExitHead(nn.Module, ABC):
         return total if keep is None else total * keep
 
 
-class EvidenceHead(ExitHead):
+class NeckHead(ExitHead):
+    """A head that may read its features through a neck, and earlier features of the layout ``lateral`` beside them."""
+
+    def __init__(self, layout: Layout | None, neck: Neck | None, lateral: Layout | None) -> None:
+        super().__init__()
+        self.layout, self.lateral, self.neck = layout or Layout(), lateral, neck
+
+    def locate(self, *activations: Tensor) -> Tensor:
+        """Return what the answer is computed from, ``(B,width,*S)``: the features, through the neck if there is one."""
+        features = self.layout.canonical(activations[0])
+        if self.neck is None:
+            return features
+        lateral = None if self.lateral is None else self.lateral.canonical(activations[self.reads - 1])
+        return cast(Tensor, self.neck(features, lateral, self.locations(*activations)))
+
+
+class EvidenceHead(NeckHead):
     """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)``.
 
     The logits are computed as ``W (sum_i a[i] f_i) + b``, which is the same by linearity and does not build the
@@ -330,21 +349,12 @@ class EvidenceHead(ExitHead):
         neck: Neck | None = None,
         lateral: Layout | None = None,
     ) -> None:
-        super().__init__()
-        self.layout, self.lateral, self.neck = layout or Layout(), lateral, neck
+        super().__init__(layout, neck, lateral)
         self.keeps_features = neck is not None and neck.keeps_features  # the classifier reads them beside the neck's output
         width = channels if neck is None else neck.width
         self.classifier = nn.Linear(width + channels * self.keeps_features, num_classes)
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
-
-    def locate(self, *activations: Tensor) -> Tensor:
-        """Return what attention is computed from, ``(B,width,*S)``: the features, through the neck if there is one."""
-        features = self.layout.canonical(activations[0])
-        if self.neck is None:
-            return features
-        lateral = None if self.lateral is None else self.lateral.canonical(activations[self.reads - 1])
-        return cast(Tensor, self.neck(features, lateral, self.locations(*activations)))
 
     def _attend(self, *activations: Tensor) -> tuple[Tensor, Tensor]:  # -> (B,width,*S), (B,*S)
         located = self.locate(*activations)
@@ -493,8 +503,96 @@ class KeptHead(_EnergyHead):
         return ExitOutput(logits, attention, evidence)
 
 
-def make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups) -> ExitHead:
+class PixelHead(NeckHead):
+    """Answers one class a pixel: a 1x1 convolution gives each location a logit for every class.
+
+    The logits stay on the grid of the features (or of the neck) until :func:`enlarge_logits` brings them to the size of the
+    inputs, which the router asks of answers that leave only. The evidence is these logits, and the attention the mean of the
+    class maps of all classes that are told (:func:`~exitlens.functional.maps.attend_classes`).
+    """
+
+    exact_evidence = False  # there is no logit of the image that it could sum to
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        layout: Layout | None = None,
+        neck: Neck | None = None,
+        lateral: Layout | None = None,
+    ) -> None:
+        super().__init__(layout, neck, lateral)
+        self.classifier = nn.Conv2d(channels if neck is None else neck.width, num_classes, 1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``None``: the evidence has all of the logits."""
+        return None
+
+    def classify(self, *activations: Tensor) -> Tensor:
+        """Return the logits ``(B,C,h,w)``."""
+        return cast(Tensor, self.classifier(self.locate(*activations).to(self.classifier.weight.dtype)))
+
+    def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``(B,C,h,w)`` and attention ``(B,h,w)``."""
+        logits = self.classify(*activations)
+        return logits, attend_classes(logits)
+
+    def forward(self, *activations: Tensor) -> ExitOutput:
+        """Return logits, attention, and the logits once more as evidence."""
+        logits, attention = self.with_attention(*activations)
+        return ExitOutput(logits, attention, logits)
+
+    def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
+        """Return the output; with ``separate_map``, gradients of attention and evidence do not reach the activations."""
+        if not separate_map:
+            return cast(ExitOutput, self(*activations))
+        return self(*(t.detach() for t in activations))._replace(logits=self.classify(*activations))  # type: ignore[no-any-return]
+
+
+class KeptPixelHead(KeptHead):
+    """The backbone's own last layers as the final exit of a network that answers each pixel.
+
+    Its logits are the plain backbone's, bit for bit; its evidence is their mean over the cells of the last features' grid.
+    """
+
+    def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``(B,C,H,W)`` and attention ``(B,h,w)``."""
+        out = self(*activations)
+        return out.logits, out.attention
+
+    def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
+        """Return the output; with ``separate_map``, attention and evidence have no gradients, as they are the backbone's."""
+        out: ExitOutput = self(*activations)
+        if not separate_map:
+            return out
+        return out._replace(attention=out.attention.detach(), evidence=out.evidence.detach())
+
+    def forward(self, *activations: Tensor) -> ExitOutput:
+        """Return logits, attention and evidence."""
+        logits, size = self.classify(*activations), self.layout.size(activations[0].shape)
+        grid = tuple(map(min, logits.shape[2:], size))
+        evidence = logits if grid == tuple(logits.shape[2:]) else F.adaptive_avg_pool2d(logits, (grid[0], grid[1]))
+        return ExitOutput(logits, attend_classes(evidence), evidence)
+
+
+def enlarge_logits(out: ExitOutput, inputs: Tensor) -> ExitOutput:
+    """Bring the logits of pixels to the size of the inputs ``(B,C,H,W)``; other outputs stay as they are."""
+    return out._replace(logits=resize_logits(out.logits, inputs.shape[2:])) if out.logits.ndim == 4 else out
+
+
+def choose_dense_side(shape: Sequence[int]) -> int:  # (C,H,W)
+    """Return the least side of the grid on which exits answer pixels: an eighth of the image's, or 16 of a quarter's."""
+    side = min(shape[1:], default=0)
+    return max(-(-side // DENSE_SHRINK), min(LEAST_DENSE_SIDE, -(-side // 4)))
+
+
+def make_head(
+    pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups, task: Task = "classes"
+) -> ExitHead:
     """Make one head; its neck may take a share of the plain backbone's multiply-accumulates."""
+    if task == "segmentation":
+        return _make_pixel_head(pieces, k, num_classes, kind, plain)
     features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
     channels, layout, size = features.channels, features.layout, features.size
     is_plane, budget = len(size) >= 2, NECK_SHARE * plain
@@ -513,6 +611,23 @@ def make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: i
         fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
     )
     return EvidenceHead(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
+
+
+def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int) -> PixelHead:
+    features, lateral, count = pieces.features[k], pieces.lateral_at(k), len(pieces.stages)
+    channels, layout, size = features.channels, features.layout, features.size
+    if len(size) != 2:
+        raise AttachError(
+            f"at: exit {k}: answers for pixels need a map of the image, its features are {size}. Fix: put the exit elsewhere"
+        )
+    is_decoded = k == count - 1 and pieces.traced.is_dense  # by the backbone itself
+    if kind == "evidence" or is_decoded:
+        return PixelHead(channels, num_classes, layout)
+    if lateral is not None and min(size) >= min(lateral.size):  # in a decoder
+        lateral = None
+    grid, beside = (pieces.lateral or pieces.features[-1]).size, lateral.channels if lateral else 0
+    neck = fit_neck(channels, size, grid, NECK_SHARE * plain / (count - pieces.traced.is_dense or 1), beside)
+    return PixelHead(channels, num_classes, layout, neck, lateral.layout if lateral else None)
 
 
 def have_maps(heads: Iterable[nn.Module]) -> bool:

@@ -22,14 +22,14 @@ from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.manager import EngineManager, tune
 from exitlens.model.engine.tuning import Tuning, name_network
-from exitlens.model.heads import ExitHead, HeadKind, have_maps, require_maps
+from exitlens.model.heads import ExitHead, HeadKind, enlarge_logits, have_maps, require_maps
 from exitlens.model.mixing import Mixing, has_self_attention, open_inputs
 from exitlens.types import ExitOutput, LossTerms, Policy
 from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.settings import COUNT, check_choice, check_number
-from exitlens.types.tasks import TASKS, USUAL_SCORES, Task
+from exitlens.types.tasks import TASKS, USUAL_SCORES, Task, refuse_segmentation
 
 Final = Literal["head", "keep"]
 
@@ -222,6 +222,7 @@ class ExitNet(nn.Module):
     def forward(self, inputs: Inputs, separate_maps: bool = False) -> tuple[ExitOutput, ...]:
         """Return the outputs of every exit for images ``(B,C,H,W)`` or tensors by name; the final exit comes last.
 
+        Logits of pixels are ``(B,C,H,W)``, of the size of the images.
         With ``separate_maps``, gradients of the attention maps reach the heads only, not the backbone.
         """
         return tuple(self._walk(self.unpack(inputs), separate_maps))
@@ -246,7 +247,10 @@ class ExitNet(nn.Module):
         self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
     ) -> Observation:
         """Run all exits once, and return their outputs with what a loss may ask for besides."""
+        if relevance:
+            refuse_segmentation(self.info.task, "relevance: it")
         activations = self.unpack(inputs)
+        first_input = activations[0]
         outputs: list[ExitOutput] = []  # list[ExitOutput]() would break the graph of torch.compile
         pooled: list[Tensor] = []
         mixing = Mixing() if relevance and self.has_self_attention else None
@@ -261,10 +265,10 @@ class ExitNet(nn.Module):
                 start, first = activations, mixing.find_unmixed(activations[0]) if mixing else activations[0]
             if features:
                 output, located = self.head(k).with_features(*activations)
-                outputs.append(output)
                 pooled.append(located)
             else:
-                outputs.append(self.head(k).answer(activations, separate_maps))
+                output = self.head(k).answer(activations, separate_maps)
+            outputs.append(enlarge_logits(output, first_input))
         shallow = self.head(0).features(*(tensor.detach() for tensor in start))
         traced = None
         if relevance:
@@ -289,7 +293,8 @@ class ExitNet(nn.Module):
                     "EGTLoss(weight=0), or EGTLoss(weight=0, distill=0.5) if the last one is to teach the others."
                 )
         attends = self.has_self_attention and not frozen
-        loss = loss.for_network(attends, self.info.final == "keep", self.info.modality.name == "image")
+        kind = self.info.final == "keep", self.info.modality.name == "image", self.info.task == "segmentation"
+        loss = loss.for_network(attends, *kind)
         loss.check_size(self.num_exits, self.info.num_classes)
         return loss
 
@@ -319,9 +324,10 @@ class ExitNet(nn.Module):
         return self._walk(self.check_input(inputs))
 
     def _walk(self, activations: Activations, separate_maps: bool = False) -> Iterator[ExitOutput]:
+        first_input = activations[0]
         for k, stage in enumerate(self.stages):
             activations = stage(*activations)
-            yield self.head(k).answer(activations, separate_maps)
+            yield enlarge_logits(self.head(k).answer(activations, separate_maps), first_input)
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
         """Return the tensors that the first stage takes; raise :class:`InputError` for inputs it cannot take."""
@@ -418,6 +424,7 @@ class ExitNet(nn.Module):
             seconds: approximate time to measure; large networks take longer, and writing ONNX files a few seconds more.
             backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed.
         """
+        refuse_segmentation(self.info.task, "net: tune")
         policy, activations = self._choose_policy(policy), self.check_input(example, "example")
         self.engine.use(tune(self.engine.parts, activations, policy, precision, min_agreement, seconds, backend))
         return self.tuning

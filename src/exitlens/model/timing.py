@@ -18,6 +18,7 @@ from exitlens.model.engine.router import Router
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitLatency, Policy
 from exitlens.types.inputs import Inputs, count_rows, take_rows
+from exitlens.types.tasks import USUAL_SCORES
 from exitlens.types.traces import make_increasing
 
 Work = Callable[[], Sequence[float]]  # does the work once and returns the seconds of every call
@@ -139,7 +140,8 @@ def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -
     """
     rows = torch.arange(batch_size or count_rows(inputs)) % count_rows(inputs)
     batch = take_rows(inputs, rows)
-    calls = {name: _Call(net, batch, policy) for name, policy in list_policies(net.num_exits).items()}
+    policies = list_policies(net.num_exits, USUAL_SCORES[net.info.task])
+    calls = {name: _Call(net, batch, policy) for name, policy in policies.items()}
     device, available = net.device, torch.get_num_threads()
     threads = min(available, net.tuning.threads or available)
 
@@ -153,11 +155,11 @@ def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -
     return summarize(times, len(rows), threads, machine)
 
 
-def list_policies(num_exits: int) -> dict[str, Policy]:
+def list_policies(num_exits: int, score: str = USUAL_SCORES["classes"]) -> dict[str, Policy]:
     """Return policies by name: for each exit, one under which everything leaves there; and one with the final head alone."""
     early = range(num_exits - 1)
-    policies = {f"exit {k}": Policy(tuple(0.0 if i == k else UNREACHABLE for i in early)) for k in range(num_exits)}
-    return policies | {WHOLE: Policy.never(num_exits)}
+    policies = {f"exit {k}": Policy(tuple(0.0 if i == k else UNREACHABLE for i in early), score) for k in range(num_exits)}
+    return policies | {WHOLE: Policy.never(num_exits, score=score)}
 
 
 class _Call:

@@ -33,7 +33,7 @@ from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
-from exitlens.types.tasks import name_answers
+from exitlens.types.tasks import name_answers, refuse_segmentation
 from exitlens.workflow.inference import check_policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -215,6 +215,7 @@ def read_version(source: Path) -> str:
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
     """Return a network in memory with its policies, one of them ``default``; raise :class:`PolicyError` for misfits."""
+    refuse_segmentation(net.info.task, "net: serving")
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]

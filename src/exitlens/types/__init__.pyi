@@ -7,6 +7,7 @@ from .explanations import ExitView as ExitView
 from .explanations import Explanation as Explanation
 from .explanations import LabelView as LabelView
 from .explanations import Location as Location
+from .explanations import PixelView as PixelView
 from .outputs import ExitCandidate as ExitCandidate
 from .outputs import ExitOutput as ExitOutput
 from .outputs import LossTerms as LossTerms
@@ -28,8 +29,10 @@ from .swaps import AreaUnderCurve as AreaUnderCurve
 from .swaps import Binding as Binding
 from .swaps import CueSwap as CueSwap
 from .swaps import SwapShares as SwapShares
+from .tiles import Tiles as Tiles
 from .traces import CompactLogits as CompactLogits
 from .traces import ExitLatency as ExitLatency
+from .traces import PixelSummary as PixelSummary
 from .traces import Trace as Trace
 from .weights import WeightsReport as WeightsReport
 

@@ -56,11 +56,38 @@ class LabelView(NamedTuple):
         return self._asdict() | {"evidence": self.evidence.tolist()}
 
 
+class PixelView(NamedTuple):
+    """An exit's answer for every pixel, and where it saw each class.
+
+    Attributes:
+        labels: ``(H,W)``, the class of each pixel. told: ``(P,)``, the classes that any pixel has.
+        class_maps: ``(P,h,w)``, where the logit of each of these is large on the exit's own grid: non-negative, sums to 1.
+        differs: ``(H,W)`` bool, the pixels whose class differs from the final exit's; ``None`` if that was not run.
+
+    Examples:
+        >>> decoded = xl.attach("small", ["layer2"], 10, images[:1], task="segmentation").eval()
+        >>> view = xl.explain(decoded, images[0], xl.Policy((0.5,), score="mean_probability")).exits[0].pixels
+        >>> view.labels.shape, view.differs.dtype
+        (torch.Size([40, 40]), torch.bool)
+    """
+
+    labels: Tensor
+    told: Tensor
+    class_maps: Tensor
+    differs: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: None if value is None else value.tolist() for name, value in self._asdict().items()}
+
+
 @dataclass(frozen=True, repr=False)
 class ExitView:
     """One exit's view of the sample.
 
-    If the network gives several labels, all but ``labels`` is about the strongest one, in the answer or not.
+    If the network gives several labels, all but ``labels`` is about the strongest one, in the answer or not. If it answers
+    each pixel, ``label`` is the most frequent class, ``probabilities`` are the shares of the pixels, the evidence is that
+    class's logit on the exit's grid, and ``pixels`` has the rest.
 
     Attributes:
         exit: k. label: its answer. confidence: the policy's score. threshold: that it had to reach (0 for the final exit,
@@ -75,6 +102,7 @@ class ExitView:
         estimate: the gate's, that the final exit answers the same, which is compared with the threshold; ``None`` without a
             gate, and at the final exit. refused: whether the confidence alone would have been enough.
         labels: that it tells, in label order; ``None`` if the network gives one class.
+        pixels: the answer for each pixel; ``None`` if the network answers for whole samples.
     """
 
     exit: int
@@ -97,6 +125,7 @@ class ExitView:
     estimate: float | None = None
     refused: bool = False
     labels: tuple[LabelView, ...] | None = None
+    pixels: PixelView | None = None
 
     def __repr__(self) -> str:
         fires = "fires" if self.fired else "does not fire"
@@ -116,7 +145,9 @@ class ExitView:
 
     @property
     def answer(self) -> tuple[int, ...]:
-        """The class, or the labels, that it tells."""
+        """The class, or the labels or classes of pixels, that it tells."""
+        if self.pixels is not None:
+            return tuple(self.pixels.told.tolist())
         return (self.label,) if self.labels is None else tuple(view.label for view in self.labels)
 
     @property
@@ -227,7 +258,10 @@ class Explanation:
 
     @property
     def disagrees(self) -> bool:
-        """True if an early exit answered and the final exit answers differently."""
+        """True if an early exit answered and the final exit answers differently (any pixel)."""
+        pixels = self.exits[self.answered].pixels
+        if pixels is not None:
+            return pixels.differs is not None and bool(pixels.differs.any())
         return self.final is not None and self.final.answer != self.exits[self.answered].answer
 
     def name(self, label: int) -> str:
@@ -246,6 +280,8 @@ class Explanation:
         why = "no earlier exit could answer, so the final exit answered" if is_final else f"exit {view.exit} answered"
         if is_final and view.labels is not None:
             confidence = f"each label decided with {100 * view.confidence:.1f} % or more"
+        elif is_final and view.pixels is not None:
+            confidence = f"with confidence {view.confidence:.3f}"
         elif is_final:
             confidence = f"with probability {100 * view.probabilities[view.label]:.1f} %"
         elif view.threshold == 0:
@@ -264,7 +300,10 @@ class Explanation:
         if not is_final and self.final is not None:
             value, null = view.format_cc()
             agreement = f"; the two attention maps correlate at {value} (another sample's map: {null})" if value else ""
-            sentence += f" The final exit says {self.name_answer(self.final)}{agreement}."
+            elsewhere = ""
+            if view.pixels is not None and view.pixels.differs is not None:
+                elsewhere = f", and another class at {100 * view.pixels.differs.float().mean():.1f} % of the pixels"
+            sentence += f" The final exit says {self.name_answer(self.final)}{elsewhere}{agreement}."
         if (error := self.calibration_error or 0.0) >= 0.05:
             sentence += f" Confidences are off by {100 * error:.0f} % on average (calibration samples, routed answers)."
         return f"{sentence} {self.promise}".rstrip()
@@ -302,6 +341,9 @@ class Explanation:
     def _row(self, view: ExitView) -> dict[str, Any]:
         row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
         labels = row.pop("labels")
+        row.pop("pixels")
+        if view.pixels is not None:
+            row["pixels"] = view.pixels.to_dict()
         if labels is not None:
             row["labels"] = [item.to_dict() | {"label_name": self.name(item.label)} for item in labels]
         top: list[dict[str, Any]] = []

@@ -17,6 +17,9 @@ class ExitOutput(NamedTuple):
         attention: ``(B,*S)``, non-negative, sums to 1 over the locations ``S``.
         evidence: ``(B,C,*S)``; ``evidence.sum(S) + bias == logits`` if the head is exact (every evidence head is).
 
+    Of a network that answers one class a pixel, logits are ``(B,C,H,W)``, of the size of the images. Evidence is the logits
+    on the exit's own grid ``(B,C,h,w)``, and attention the mean of the softmax over locations of the classes that it tells.
+
     Examples:
         >>> out = net(images)[0]
         >>> out.logits.shape, out.attention.sum((1, 2)).allclose(torch.ones(8))
@@ -42,11 +45,12 @@ class Prediction:
     """Answers of adaptive inference, in the order of the inputs.
 
     Attributes:
-        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool.
+        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool; of each pixel ``(B,H,W)``.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the policy's score at the exit that answered, compared with the threshold if there is no gate;
             ``Report.calibration_error`` says how far it is from accuracy on your data.
-        probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature.
+        probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature; of each
+            pixel ``(B,C,H,W)``.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
@@ -54,6 +58,8 @@ class Prediction:
             map is near, too); 1 at the final exit. ``None`` without a gate.
         refused: ``(B,)`` the first exit whose answer was sure enough by its confidence and refused by the gate; -1: none.
             ``None`` without a gate.
+        tile_exits: ``(B,rows,columns)`` the exit that answered each tile; ``exits`` is then the last of them, and
+            ``confidence`` the least sure tile's. ``None`` without tiles.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
 
@@ -71,6 +77,7 @@ class Prediction:
     index: Tensor | None = None
     trust: Tensor | None = None
     refused: Tensor | None = None
+    tile_exits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -13,7 +13,7 @@ from typing import Any
 
 from exitlens.errors import InputError, PolicyError, require
 from exitlens.types.outputs import exit_name, format_threshold
-from exitlens.types.settings import ALL_SCORES, CalibrationRequest, SampleSketch, read_record
+from exitlens.types.settings import ALL_SCORES, MISSED_AREA, CalibrationRequest, SampleSketch, read_record
 from exitlens.types.tasks import ANSWERS, USUAL_SCORES, Task, task_of_score
 from exitlens.types.traces import ExitLatency
 
@@ -164,9 +164,10 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
         )
     sure = f"{100 * (1 - tested.delta):.4g} %"
     if tested.reason:
+        more = " The full network itself may miss more than that." if record.request.max_missed_area else ""
         return (
             "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
-            f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}. The samples have "
+            f"with {sure} confidence under these limits ({limits}).{more} Reason: {tested.reason}. The samples have "
             f"spent a level of {tested.level:.3g} on this: another limit needs other samples, or more delta than before."
         )
     promises = " and ".join(
@@ -232,7 +233,14 @@ def _describe_promise(name: str, limit: float, record: Calibration, task: Task) 
     if task == "multilabel" and name == "max_class_accuracy_drop":
         label = where.replace("classes", "labels").replace("class", "label")
         return f"finds {label}, where a sample has it, at most {points} less often than the full network"
+    if name.startswith(MISSED_AREA):
+        missed = name.removeprefix(MISSED_AREA)
+        return f"misses at most {100 * limit:.4g} % of the area of {missed}, on average over the images that have it"
+    if task == "segmentation" and name == "max_disagreement":
+        return f"answers at most {100 * limit:.4g} % of an image's pixels unlike the full network, on average over images"
     return {
+        "max_pixel_error_drop": f"gets at most {points} more of an image's pixels wrong than the full network, on average",
+        "max_miou_drop": f"loses at most {points} of an image's mean IoU against the full network, on average over images",
         "max_accuracy_drop": f"is at most {points} less accurate than the full network",
         "max_class_accuracy_drop": f"is at most {points} less accurate than the full network in {where}",
         "max_disagreement": f"gives another answer than the full network to at most {100 * limit:.4g} % of the samples",
@@ -384,7 +392,9 @@ class Policy:
     Args:
         thresholds: K-1 numbers; ``math.inf`` means never.
         score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2). For networks
-            that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids.
+            that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids. For one class a
+            pixel, from the largest probability in each cell of the exit's grid: ``mean_probability``; ``low_probability``,
+            which nine tenths of them reach; or ``sure_share``, of those of 0.9 or more.
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
@@ -419,6 +429,9 @@ class Policy:
             raise PolicyError(f"score: expected one of {ALL_SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
+        if self.task == "segmentation" and (self.gate is not None or set(temperatures) != {1.0}):
+            wrong = "gate: it is for" if self.gate is not None else "temperatures: those other than 1 are for"
+            raise PolicyError(f"{wrong} answers about whole samples, its score {self.score!r} is for pixels: leave them out")
         for name, kind in (("calibration", Calibration), ("gate", Gate), ("binding", BindingCertificate)):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise PolicyError(

@@ -78,9 +78,15 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 SCORES = ("max_probability", "entropy", "margin")  # of one class
 DECIDED = "decided"  # the score of several labels: how sure the least sure of them is
-ALL_SCORES = (*SCORES, DECIDED)
+# of one class a pixel, over the cells of the exit's grid: the mean of the largest probabilities, the value that nine tenths
+# of them reach, and the share of those of 0.9 or more
+PIXEL_SCORES = ("mean_probability", "low_probability", "sure_share")
+ALL_SCORES = (*SCORES, DECIDED, *PIXEL_SCORES)
 
-NEED_LABELS = ("max_accuracy_drop", "max_class_accuracy_drop", "max_false_negative_drop")
+PIXEL_LIMITS = ("max_pixel_error_drop", "max_miou_drop")  # of one class a pixel; and max_missed_area, by class
+MISSED_AREA = "max_missed_area of "  # begins the names of these limits
+SAMPLE_LIMITS = ("max_accuracy_drop", "max_class_accuracy_drop", "max_false_negative_drop")  # of all other tasks
+NEED_LABELS = (*SAMPLE_LIMITS, *PIXEL_LIMITS)
 RISK_LIMITS = (*NEED_LABELS, "max_disagreement", "max_divergence", "max_cue_drop")
 
 
@@ -115,7 +121,16 @@ class CalibrationRequest:
             sample: how much more often each label may be missed in the samples that have it.
         max_false_negative_drop: Share of a sample's labels that may be missed in addition, on average, in [0, 1]. For
             networks that give several labels; needs labels. A sample without labels counts as 0.
-        max_disagreement: Share of answers that may differ from the final exit's, in [0, 1].
+        max_pixel_error_drop: Share of an image's pixels that may be wrong in addition, on average over images, in [0, 1].
+            For networks that answer one class a pixel; needs labels.
+        max_miou_drop: Mean IoU of an image that may be lost, on average over images, in [0, 1]. An image's is the mean over
+            the classes that its label has; it is not the mean IoU of the data set, whose counts are summed over images
+            first. For one class a pixel; needs labels.
+        max_missed_area: Share of a class's pixels that may be missed, by name or number of the class, such as
+            ``{"lesion": 0.05}``, on average over the images that have the class: a false-negative rate, in which the final
+            exit's own misses count, too. For one class a pixel; needs labels.
+        max_disagreement: Share of answers that may differ from the final exit's, in [0, 1]. Of one class a pixel, the share
+            of pixels, on average over images.
         max_divergence: Mean divergence allowed between the attention map that answers and the final one, in [0, 1].
         max_cue_drop: How much more often early answers than final ones may change when everything outside the object comes
             from another sample, in [0, 1]. Needs a trace with swaps (``collect(..., swapped=2000)``), but no labels.
@@ -126,9 +141,11 @@ class CalibrationRequest:
         percentile: Share of samples, in (0, 100], that must keep max_ms; without it, their mean must.
         delta: Certify the limits for new data, with this chance of being wrong, such as 0.1. Needs a limit on a risk, or
             ``max_ms``. Without it the limits hold on these samples only (empirical mode).
-        score: Confidence score: max_probability (the default), entropy or margin; for several labels decided.
-        temperature_scaling: Fit a temperature to each exit first, by likelihood. Needs labels and is skipped without them.
-            Certified mode fits on the samples that propose thresholds, which do not test them.
+        score: Confidence score: max_probability (the default), entropy or margin; for several labels decided. For one class
+            a pixel mean_probability (the default), low_probability or sure_share.
+        temperature_scaling: Fit a temperature to each exit first, by likelihood. Needs labels and is skipped without them,
+            and for one class a pixel, because a trace does not keep what it takes. Certified mode fits on the samples that
+            propose thresholds, which do not test them.
         temperatures: Temperatures fitted on other data, used instead.
         gate: Decide by more than confidence which early answers leave: by an estimate that the final exit would answer the
             same, which sees what an answer owes to few places. With ``max_divergence``, its map has to be near, too. The
@@ -148,6 +165,9 @@ class CalibrationRequest:
     max_accuracy_drop: float | None = None
     max_class_accuracy_drop: float | None = None
     max_false_negative_drop: float | None = None
+    max_pixel_error_drop: float | None = None
+    max_miou_drop: float | None = None
+    max_missed_area: Mapping[str, float] | None = None
     max_disagreement: float | None = None
     max_divergence: float | None = None
     max_cue_drop: float | None = None
@@ -165,6 +185,14 @@ class CalibrationRequest:
 
     def __post_init__(self) -> None:
         check_numbers(self, _REQUEST_NUMBERS)
+        if self.max_missed_area is not None:
+            require(
+                self.max_missed_area, Mapping, "max_missed_area", "pass a share for each class, such as {'lesion': 0.05}"
+            )
+            limits = {str(name): limit for name, limit in self.max_missed_area.items()}
+            for name, limit in limits.items():
+                check_number(f"{MISSED_AREA}{name}", limit, SHARE)
+            object.__setattr__(self, "max_missed_area", limits or None)
         check_choice("score", self.score, (*ALL_SCORES, None))
         for name in ("temperature_scaling", "gate", "equal_groups"):
             require(getattr(self, name), bool, name)
@@ -195,8 +223,9 @@ class CalibrationRequest:
 
     @property
     def risk_limits(self) -> dict[str, float]:
-        """The limits on risks that were given, by name."""
-        return {name: value for name in RISK_LIMITS if (value := getattr(self, name)) is not None}
+        """The limits on risks that were given, by name; of missed area, one for each class."""
+        missed = {f"{MISSED_AREA}{name}": limit for name, limit in (self.max_missed_area or {}).items()}
+        return {name: value for name in RISK_LIMITS if (value := getattr(self, name)) is not None} | missed
 
     @property
     def limits(self) -> dict[str, float]:

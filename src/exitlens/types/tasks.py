@@ -1,4 +1,4 @@
-"""Tasks: a network answers one class for each sample, or any number of labels."""
+"""Tasks: a network answers one class for each sample, any number of labels, or one class for each pixel."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.types.inputs import check_labels
-from exitlens.types.settings import ALL_SCORES, DECIDED, SCORES, check_choice
+from exitlens.types.settings import ALL_SCORES, DECIDED, PIXEL_SCORES, SCORES, check_choice
 
-Task = Literal["classes", "multilabel"]
+Task = Literal["classes", "multilabel", "segmentation"]
 TASKS: tuple[Task, ...] = get_args(Task)
-USUAL_SCORES: Mapping[Task, str] = {"classes": SCORES[0], "multilabel": DECIDED}
-ANSWERS: Mapping[Task, str] = {"classes": "one class a sample", "multilabel": "several labels a sample"}
+SCORES_OF: Mapping[Task, tuple[str, ...]] = {"classes": SCORES, "multilabel": (DECIDED,), "segmentation": PIXEL_SCORES}
+USUAL_SCORES: Mapping[Task, str] = {task: scores[0] for task, scores in SCORES_OF.items()}
+ANSWERS: Mapping[Task, str] = {
+    "classes": "one class a sample",
+    "multilabel": "several labels a sample",
+    "segmentation": "one class a pixel",
+}
+IGNORE = 255  # label of a pixel that counts nowhere, as in PASCAL VOC and Cityscapes
 
 
 def task_of_score(score: str) -> Task:
     """Return the task of networks that are routed by this score."""
-    return "multilabel" if score == DECIDED else "classes"
+    return next((task for task, scores in SCORES_OF.items() if score in scores), "classes")
 
 
 def task_of_labels(labels: Tensor) -> Task:
-    """Return the task of labels: ``(N,)`` are classes, ``(N,C)`` several labels."""
-    return "multilabel" if labels.ndim == 2 else "classes"
+    """Return the task of labels: ``(N,)`` are classes, ``(N,C)`` several labels, ``(N,H,W)`` the classes of pixels."""
+    return "segmentation" if labels.ndim == 3 else "multilabel" if labels.ndim == 2 else "classes"
+
+
+def refuse_segmentation(task: Task, what: str) -> None:
+    """Raise :class:`InputError`, which begins with ``what`` there is not, for a network that answers one class a pixel."""
+    if task == "segmentation":
+        raise InputError(
+            f"{what} is not there yet for networks that answer {ANSWERS[task]}. Fix: see docs/guides/segmentation.md."
+        )
 
 
 def choose_score(score: str | None, task: Task) -> str:
@@ -34,25 +48,37 @@ def choose_score(score: str | None, task: Task) -> str:
         return USUAL_SCORES[task]
     check_choice("score", score, ALL_SCORES)
     if task_of_score(score) != task:
-        scores = SCORES if task == "classes" else (DECIDED,)
-        raise InputError(f"score: expected one of {scores} for {ANSWERS[task]}, got {score!r}: leave it out")
+        raise InputError(f"score: expected one of {SCORES_OF[task]} for {ANSWERS[task]}, got {score!r}: leave it out")
     return score
 
 
+def find_class_axis(task: Task) -> int:
+    """Return the axis of classes in logits, counted from the end: ``(...,C)``, and of pixels ``(...,C,H,W)``."""
+    return -3 if task == "segmentation" else -1
+
+
+def _find_largest(values: Tensor, task: Task) -> Tensor:
+    # along the classes of pixels, argmax takes four times as long as max, which gives the first of equals, too
+    return values.max(-3).indices if task == "segmentation" else values.argmax(-1)
+
+
 def find_answers(logits: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool
-    """Return the largest logit's class; with several labels those of probability 1/2 or more, at any temperature."""
-    return logits >= 0 if task == "multilabel" else logits.argmax(-1)
+    """Return the largest logit's class (of pixels, ``(...,C,H,W) -> (...,H,W)``); with several labels those of 0 or more.
+
+    That is a probability of 1/2 or more, at any temperature.
+    """
+    return logits >= 0 if task == "multilabel" else _find_largest(logits, task)
 
 
 def read_answers(p: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool
     """Return the answers of :func:`find_answers`, from probabilities."""
-    return p >= 0.5 if task == "multilabel" else p.argmax(-1)
+    return p >= 0.5 if task == "multilabel" else _find_largest(p, task)
 
 
 def are_same(answers: Tensor, others: Tensor, task: Task) -> Tensor:  # -> (...) bool
-    """Return whether two answers, or an answer and the truth, are the same in all labels."""
+    """Return whether two answers, or an answer and the truth, are the same in all labels or pixels."""
     is_same = answers == others
-    return is_same.all(-1) if task == "multilabel" else is_same
+    return is_same.all(-1) if task == "multilabel" else is_same.flatten(-2).all(-1) if task == "segmentation" else is_same
 
 
 def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";") -> str:  # (C,) bool
@@ -62,26 +88,48 @@ def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";")
 
 def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,) or (B,C) bool
     """Return each sample's answer in words; by :func:`name_labels` with several labels per sample."""
+    if answers.ndim == 3:
+        refuse_segmentation("segmentation", "labels: a name for an answer")
     if answers.ndim == 2:
         return [name_labels(present, classes) for present in answers]
     return [classes[i] if classes else str(i) for i in answers.tolist()]
 
 
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
-    """Raise :class:`InputError` unless labels are ``(B,)`` integers in ``[0, C)`` or ``(B,C)`` of 0 and 1, by the task.
+    """Raise :class:`InputError` unless labels are of the task, by default of any.
 
+    They are ``(B,)`` integers in ``[0, C)``, ``(B,C)`` of 0 and 1, or ``(B,H,W)`` integers in ``[0, C)`` or :data:`IGNORE`.
     Values are checked on the CPU only: elsewhere every step would wait for the device.
     """
     given = task_of_labels(labels)
+    shapes = {"multilabel": f"({batch},{classes}) of 0 and 1", "segmentation": f"({batch},H,W) integers"}
     if task is not None and given != task:
-        shape = f"({batch},{classes}) of 0 and 1" if task == "multilabel" else f"({batch},) integers"
+        fix = f", or say what it answers: net.describe(task='{given}') and train it"
         raise InputError(
-            f"{name}: this network answers {ANSWERS[task]}: expected {shape}, got {tuple(labels.shape)}: give labels of "
-            f"its own kind, or say what it answers: net.describe(task='{given}') and train it"
+            f"{name}: this network answers {ANSWERS[task]}: expected {shapes.get(task, f'({batch},) integers')}, got "
+            f"{tuple(labels.shape)}: give labels of its own kind{'' if 'segmentation' in (task, given) else fix}"
         )
     if given == "classes":
         check_labels(labels, batch, classes, name)
-        return
+    elif given == "segmentation":
+        _check_pixels(labels, batch, classes, name)
+    else:
+        _check_several(labels, batch, classes, task, name)
+
+
+def _check_pixels(labels: Tensor, batch: int, classes: int, name: str) -> None:
+    if len(labels) != batch or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"{name}: expected ({batch},H,W) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if classes > IGNORE:
+        raise InputError(f"{name}: expected at most {IGNORE} classes of pixels, because {IGNORE} means none, got {classes}")
+    if labels.device.type == "cpu":
+        odd = labels[(labels < 0) | ((labels >= classes) & (labels != IGNORE))]
+        if len(odd):
+            known = f"classes in [0, {classes}), or {IGNORE} where a pixel has none"
+            raise InputError(f"{name}: expected {known}, got {odd[0].item()} among them")
+
+
+def _check_several(labels: Tensor, batch: int, classes: int, task: Task | None, name: str) -> None:
     if labels.shape != (batch, classes) or labels.is_floating_point() or labels.is_complex():
         either = "" if task == "multilabel" else f"({batch},) integers, or with several labels "
         got = f"{tuple(labels.shape)} {labels.dtype}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,17 +16,69 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.outputs import exit_name
-from exitlens.types.settings import COUNT, CertificateRequest, SampleSketch, check_choice, check_number, read_record
+from exitlens.types.settings import (
+    COUNT,
+    PIXEL_SCORES,
+    CertificateRequest,
+    SampleSketch,
+    check_choice,
+    check_number,
+    read_record,
+)
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 FORMAT = 1  # of Trace.save
+NOTED = "network", "task", "classes"  # fields of a trace that are no tensors
 LARGEST = 16  # logits that are kept as they are
 NODES = 32  # for the sum over the others
 RATIO = 3000.0  # of the farthest node's distance to the nearest's, at most
 
 
+class LogitsSummary(ABC):
+    """What a trace keeps in place of logits ``(*S,C)``: named tensors of these samples and exits, in a dataclass."""
+
+    @property
+    @abstractmethod
+    def kept(self) -> str:
+        """The reason why there is no indexing along the classes, and what to do."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """``(*S,C)``."""
+
+    @property
+    @abstractmethod
+    def first(self) -> Tensor:
+        """The tensor ``(*S,m)`` by which samples are recognised."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, that of the classes included."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> Self:
+        depth = len(at) if isinstance(at, tuple) else 1
+        if depth >= self.ndim or at is Ellipsis or (isinstance(at, tuple) and any(part is Ellipsis for part in at)):
+            raise InputError(f"logits: {self.kept}")
+        parts: dict[str, Any] = {name: None if part is None else part[at] for name, part in self.parts().items()}
+        return replace(self, **parts)  # type: ignore[type-var]
+
+    def parts(self) -> dict[str, Tensor | None]:
+        """Return the tensors by name."""
+        named = ((item.name, getattr(self, item.name)) for item in fields(self))  # type: ignore[arg-type]
+        return {name: value for name, value in named if not isinstance(value, int)}
+
+    @abstractmethod
+    def argmax(self, dim: int = -1) -> Tensor:
+        """Return the class of the largest logit ``(*S)``."""
+
+
 @dataclass(frozen=True, repr=False)
-class CompactLogits:
+class CompactLogits(LogitsSummary):
     """Logits ``(*S,C)`` in few numbers, which give classes, and scores and likelihoods at any temperature.
 
     With ``x = z_max - z`` the distance of a logit from the largest, these need the largest logits, the label's, and the sum
@@ -64,29 +117,20 @@ class CompactLogits:
         return torch.Size((*self.top.shape[:-1], self.num_classes))
 
     @property
-    def ndim(self) -> int:
-        """Number of axes, that of the classes included."""
-        return self.top.ndim
+    def first(self) -> Tensor:
+        """The largest logits."""
+        return self.top
 
-    def __len__(self) -> int:
-        return len(self.top)
-
-    def __getitem__(self, at: Any) -> CompactLogits:
-        depth = len(at) if isinstance(at, tuple) else 1
-        if depth >= self.ndim or at is Ellipsis or (isinstance(at, tuple) and any(part is Ellipsis for part in at)):
-            raise InputError(
-                f"logits: only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along "
-                "the classes: collect the trace with compact=False, or read .top and .classes"
-            )
-        parts: dict[str, Any] = {name: None if part is None else part[at] for name, part in self.parts().items()}
-        return CompactLogits(**parts, num_classes=self.num_classes)
+    @property
+    def kept(self) -> str:
+        """The reason why there is no indexing along the classes, and what to do."""
+        return (
+            f"only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along the classes: "
+            "collect the trace with compact=False, or read .top and .classes"
+        )
 
     def __repr__(self) -> str:
         return f"CompactLogits({', '.join(map(str, self.shape))}: the {self.top.shape[-1]} largest)"
-
-    def parts(self) -> dict[str, Tensor | None]:
-        """Return the tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_classes"}
 
     def argmax(self, dim: int = -1) -> Tensor:  # -> (*S)
         """Return the classes of the largest logits; ``dim`` has to be that of the classes."""
@@ -105,7 +149,73 @@ class CompactLogits:
         return (centre[..., None] + half[..., None] * places).exp() - shift[..., None]
 
 
-Logits = Tensor | CompactLogits
+@dataclass(frozen=True, repr=False)
+class PixelSummary(LogitsSummary):
+    """What a trace keeps of the logits of pixels: per image and exit some numbers, and counts of labels and answers.
+
+    Attributes:
+        scores: ``(*S,3)`` in [0, 1], the image scores in the order of ``PIXEL_SCORES`` (``exitlens.types.settings``).
+        means: ``(*S,C)`` mean logits, by which images are recognised.
+        disagreement: ``(*S)`` in [0, 1], the share of pixels whose answer differs from the final exit's.
+        confusion: ``(*S,C,C)`` numbers of pixels by label (rows) and answer (columns); ``None`` without labels.
+
+    Examples:
+        >>> counts = torch.tensor([[[[6, 2], [0, 8]], [[8, 0], [0, 8]]]])  # one image, two exits, two classes
+        >>> kept = xl.types.PixelSummary(torch.rand(1, 2, 3), torch.zeros(1, 2, 2), torch.tensor([[0.125, 0.0]]), counts)
+        >>> trace = xl.Trace(kept, None, torch.zeros(1, 2), torch.tensor([0.4, 1.0]))
+        >>> trace.accuracy  # the share of pixels that are right
+        tensor([[0.8750, 1.0000]])
+    """
+
+    scores: Tensor
+    means: Tensor
+    disagreement: Tensor
+    confusion: Tensor | None
+
+    def __post_init__(self) -> None:
+        *lead, classes = self.means.shape
+        shapes = {"scores": (*lead, len(PIXEL_SCORES)), "disagreement": (*lead,), "confusion": (*lead, classes, classes)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise InputError(f"logits: expected {name} {shape} beside means, got {tuple(value.shape)}")
+        for name in ("scores", "disagreement"):
+            values = getattr(self, name)
+            if values.numel() and not 0 <= values.min() <= values.max() <= 1 + 1e-6:
+                raise InputError(
+                    f"logits: expected {name} in [0, 1], got {values.min().item():g} to {values.max().item():g}"
+                )
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(*S,C)``."""
+        return self.means.shape
+
+    @property
+    def first(self) -> Tensor:
+        """The mean logits."""
+        return self.means
+
+    @property
+    def kept(self) -> str:
+        """The reason why there is no indexing along the classes, and what to do."""
+        return "of pixels sums are kept, and no logits: read .scores, .means, .disagreement and .confusion"
+
+    def __repr__(self) -> str:
+        return f"PixelSummary({', '.join(map(str, self.shape))})"
+
+    def argmax(self, dim: int = -1) -> Tensor:  # -> (*S)
+        """Return the classes of the largest mean logits."""
+        return self.means.argmax(dim)
+
+
+def rate_pixels(confusion: Tensor) -> Tensor:  # (*S,C,C) -> (*S)
+    """Return the share of the labelled pixels that are right; 1 without any."""
+    right, total = confusion.diagonal(dim1=-2, dim2=-1).sum(-1), confusion.sum((-2, -1))
+    return torch.where(total > 0, right.double() / total.clamp_min(1), 1.0).float()
+
+
+Logits = Tensor | CompactLogits | PixelSummary
 
 
 def chebyshev_nodes(count: int) -> Tensor:  # -> (n,) float64
@@ -207,8 +317,10 @@ class Trace:
     """What one pass over a data set recorded: all that calibration, routing and evaluation need.
 
     Args:
-        logits: ``(N,K,C)`` of every sample at every exit, or :class:`~exitlens.types.CompactLogits`.
-        labels: ``(N,)`` integers in ``[0, C)``; with several labels per sample ``(N,C)`` of 0 and 1; or ``None``.
+        logits: ``(N,K,C)`` of every sample at every exit, or :class:`~exitlens.types.CompactLogits`; of one class a pixel
+            :class:`~exitlens.types.PixelSummary`, which counts the labels, too.
+        labels: ``(N,)`` integers in ``[0, C)``; with several labels per sample ``(N,C)`` of 0 and 1; or ``None``, as with
+            one class a pixel.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
         cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's; or measured
             time over that of the whole network.
@@ -224,8 +336,9 @@ class Trace:
             ``bool``, whether the answer of each exit changed, and ``unit``, ``(N,)`` integers: samples of one unit took from
             one another, so only units are independent; -1: nothing was replaced. Empty if it was not recorded.
         timing: time of a batch at each exit, if it was measured.
-        task: ``classes``, one for each sample, or ``multilabel``, any number of labels, whose probabilities are sigmoids of
-            the logits; labels ``(N,C)`` imply it.
+        task: ``classes``, one for each sample; ``multilabel``, any number of labels, whose probabilities are sigmoids of
+            the logits (labels ``(N,C)`` imply it); or ``segmentation``, one for each pixel (a ``PixelSummary`` implies it).
+        classes: their names, for limits that name one; empty: they go by their numbers.
         certificate_requests: made of these samples so far (not an argument, and not saved with the trace). Asking until one
             is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
         sample_hashes: ``(N,)`` of logits that are not kept whole (:meth:`hash_samples`).
@@ -253,12 +366,13 @@ class Trace:
     timing: ExitLatency | None = None
     task: Task = "classes"
     swaps: Mapping[str, Tensor] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     certificate_requests: list[CertificateRequest] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
             value = getattr(self, name)
-            if not isinstance(value, CompactLogits) and (name != "gate_features" or value is not None):
+            if not isinstance(value, LogitsSummary) and (name != "gate_features" or value is not None):
                 value = _as_tensor(value, name, "a tensor or nested lists of numbers").float()
                 object.__setattr__(self, name, value)
         if self.logits.ndim != 3 or 0 in self.logits.shape:
@@ -266,6 +380,8 @@ class Trace:
         n, k, c = self.logits.shape
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
+        if isinstance(self.logits, PixelSummary):
+            object.__setattr__(self, "task", "segmentation")
         check_choice("task", self.task, TASKS)
         self._check_labels(n, c)
         self._check_shapes(n, k)
@@ -282,6 +398,11 @@ class Trace:
 
     def _check_labels(self, n: int, c: int) -> None:
         is_compact = isinstance(self.logits, CompactLogits)
+        if self.task == "segmentation" and (self.labels is not None or not isinstance(self.logits, PixelSummary)):
+            raise InputError(
+                "logits: a trace of one class a pixel has a PixelSummary, with the labels counted in it, and no labels: "
+                "collect it by exitlens.collect"
+            )
         if self.labels is not None:
             labels = _as_tensor(self.labels, "labels", f"({n},) integers, or ({n},{c}) of 0 and 1")
             if labels.ndim == 2:
@@ -314,7 +435,7 @@ class Trace:
                 continue
             if name in shapes and value.shape != shapes[name]:
                 raise InputError(f"{name}: expected {shapes[name]}, got {tuple(value.shape)}")
-            parts = value.parts().values() if isinstance(value, CompactLogits) else [value]
+            parts = value.parts().values() if isinstance(value, LogitsSummary) else [value]
             if not all(rows.isfinite().all() for part in parts if part is not None for rows in part.split(1 << 14)):
                 raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
 
@@ -329,14 +450,41 @@ class Trace:
         return bool(self.similarity) or bool(self.divergence.any())
 
     @property
+    def is_labelled(self) -> bool:
+        """True if the samples have labels; those of pixels are counted in the logits."""
+        return self.labels is not None or (isinstance(self.logits, PixelSummary) and self.logits.confusion is not None)
+
+    @property
+    def class_logits(self) -> Tensor | CompactLogits:
+        """The logits of a task other than one class a pixel, for which it raises :class:`InputError`."""
+        if isinstance(self.logits, PixelSummary):
+            raise InputError(
+                "trace: of one class a pixel no logits and answers are kept: see trace.accuracy and trace.disagreement"
+            )
+        return self.logits
+
+    @property
     def answers(self) -> Tensor:
         """The answer of each exit, whatever its temperature: classes ``(N,K)``, or labels ``(N,K,C)`` bool."""
-        return self.logits.argmax(-1) if isinstance(self.logits, CompactLogits) else find_answers(self.logits, self.task)
+        logits = self.class_logits
+        return logits.argmax(-1) if isinstance(logits, CompactLogits) else find_answers(logits, self.task)
 
     @property
     def correct(self) -> Tensor:
         """``(N,K)`` bool: whether each exit's answer is right; with several labels, whether all are."""
         return are_same(self.answers, self.require_labels("accuracy")[:, None], self.task)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """``(N,K)`` in [0, 1]: 1 if each exit's answer is right; of one class a pixel the share of pixels that are."""
+        return self.require_accuracy("accuracy")
+
+    @property
+    def disagreement(self) -> Tensor:
+        """``(N,K)`` in [0, 1]: 1 if the answer differs from the final exit's; of pixels the share of those that do."""
+        if isinstance(self.logits, PixelSummary):
+            return self.logits.disagreement
+        return (~are_same(self.answers, self.answers[:, -1:], self.task)).float()
 
     @property
     def num_groups(self) -> int:
@@ -349,8 +497,9 @@ class Trace:
     def __repr__(self) -> str:
         n, k, c = self.logits.shape
         groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
-        samples = f"{n:,} {'unlabelled' if self.labels is None else 'labelled'} samples{groups}"
-        answers = f"{c} classes" if self.task == "classes" else f"{c} labels, any number to a sample"
+        samples = f"{n:,} {'labelled' if self.is_labelled else 'unlabelled'} samples{groups}"
+        answers = f"{c} labels, any number to a sample" if self.task == "multilabel" else f"{c} classes"
+        answers += " of pixels" if self.task == "segmentation" else ""
         network = f" of network {self.network}" if self.network else ""
         return f"Trace({samples}, {k} exits, {answers}{network}{'' if self.timing is None else f', {self.timing}'})"
 
@@ -361,10 +510,8 @@ class Trace:
             "exit": [exit_name(k, self.num_exits) for k in range(self.num_exits)],
             "ms": [] if self.timing is None else [format_ms(ms) for ms in self.timing.ms],
             "cost": [f"{cost:.3f}" for cost in self.cost],
-            "accuracy": [] if self.labels is None else [f"{100 * share:.1f} %" for share in self.correct.float().mean(0)],
-            "agrees with final": [
-                f"{100 * share:.1f} %" for share in are_same(self.answers, self.answers[:, -1:], self.task).float().mean(0)
-            ],
+            "accuracy": [f"{100 * share:.1f} %" for share in self.accuracy.mean(0)] if self.is_labelled else [],
+            "agrees with final": [f"{100 * share:.1f} %" for share in 1 - self.disagreement.mean(0)],
             "divergence from final": [f"{mean:.3f}" for mean in self.divergence.mean(0)],
         }
         shown = {head: cells for head, cells in columns.items() if cells}
@@ -377,6 +524,7 @@ class Trace:
             return {name: part[rows] for name, part in value.items()} if isinstance(value, Mapping) else value[rows]
 
         kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing, "task": self.task}
+        kept |= {"classes": self.classes}
         values = ((part.name, getattr(self, part.name)) for part in fields(self) if part.init and part.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
@@ -400,16 +548,14 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace as one safetensors file, atomically; raise :class:`OutputError` if that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (
-            item.name for item in fields(self) if item.name not in ("network", "timing", "task", "certificate_requests")
-        ):
+        for name in (item.name for item in fields(self) if item.name not in (*NOTED, "timing", "certificate_requests")):
             value = getattr(self, name)
-            parts = value.parts() if isinstance(value, CompactLogits) else value
+            parts = value.parts() if isinstance(value, LogitsSummary) else value
             named = {f"{name}.{part}": item for part, item in parts.items()} if isinstance(parts, Mapping) else {name: parts}
             tensors |= {name: item for name, item in named.items() if item is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
-        note = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2], "task": self.task}
+        note = {"format": FORMAT, "num_classes": self.logits.shape[2]} | {name: getattr(self, name) for name in NOTED}
         write_tensors(Path(path), alone, note | {"timing": None if self.timing is None else asdict(self.timing)}, "path")
 
     @classmethod
@@ -425,6 +571,7 @@ class Trace:
         if note.get("format") != FORMAT or not isinstance(note.get("num_classes"), int):
             raise InputError(f"path: expected what Trace.save wrote, {path} is not that, or of a later version of exitlens")
         values: dict[str, Any] = {"network": note["network"], "labels": None, "task": note.get("task", "classes")}
+        values["classes"] = tuple(note.get("classes", ()))
         for name, tensor in tensors.items():
             head, _, part = name.partition(".")
             if part:
@@ -433,26 +580,45 @@ class Trace:
                 values[head] = tensor
         try:
             if isinstance(values["logits"], dict):
-                parts: dict[str, Any] = {"label": None} | values["logits"]
-                values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
+                is_dense = values["task"] == "segmentation"
+                parts: dict[str, Any] = {"confusion" if is_dense else "label": None} | values["logits"]
+                count = note["num_classes"]
+                values["logits"] = PixelSummary(**parts) if is_dense else CompactLogits(**parts, num_classes=count)
             return cls(**values, timing=read_record(ExitLatency, note["timing"]) if note.get("timing") else None)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"path: expected what Trace.save wrote, {path} is damaged ({error})") from error
 
     def require_labels(self, purpose: str) -> Tensor:
         """Return the labels, or raise an error that says what needed them."""
+        if self.task == "segmentation":
+            raise InputError(f"labels: {purpose} is not for one class a pixel, whose labels are counted in trace.logits")
         if self.labels is None:
             raise InputError(f"labels: {purpose} needs them and this trace has none: collect it on labelled data")
         return self.labels
 
+    def require_accuracy(self, purpose: str) -> Tensor:  # -> (N,K)
+        """Return :attr:`accuracy`, or raise an error that says what needed labels."""
+        if self.task == "segmentation":
+            return rate_pixels(self.require_confusion(purpose))
+        return are_same(self.answers, self.require_labels(purpose)[:, None], self.task).float()
+
+    def require_confusion(self, purpose: str) -> Tensor:  # -> (N,K,C,C)
+        """Return the numbers of pixels by label and answer, or raise an error that says what needed them."""
+        counts = self.logits.confusion if isinstance(self.logits, PixelSummary) else None
+        if counts is None:
+            what = "labels" if self.task == "segmentation" else "one class a pixel"
+            raise InputError(f"labels: {purpose} needs a trace with {what}: collect it on images with labels of pixels")
+        return counts
+
     def fingerprint(self) -> str:
         """Return a SHA-256 over logits (their hashes, if compact) and labels: equal if two traces have the same samples."""
-        if isinstance(self.logits, CompactLogits):
+        if isinstance(self.logits, LogitsSummary):
             digest = hashlib.sha256("".join(self.hash_samples()).encode())
         else:
             digest = hashlib.sha256(self.logits.contiguous().numpy().tobytes())
-        if self.labels is not None:
-            digest.update(self.labels.contiguous().numpy().tobytes())
+        labels = self.logits.confusion if isinstance(self.logits, PixelSummary) else self.labels
+        if labels is not None:
+            digest.update(labels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def hash_units(self) -> str:
@@ -463,7 +629,7 @@ class Trace:
 
     def hash_samples(self) -> list[str]:
         """Return a hash of every sample's logits, the same whether they were kept whole or made compact."""
-        kept = self.logits.top if isinstance(self.logits, CompactLogits) else self.logits
+        kept = self.logits.first if isinstance(self.logits, LogitsSummary) else self.logits
         hashes = hash_rows(kept) if self.sample_hashes is None else self.sample_hashes
         return [f"{value % 2**64:016x}" for value in hashes.tolist()]
 

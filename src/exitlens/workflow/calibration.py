@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 from exitlens.errors import require
@@ -15,6 +16,9 @@ def calibrate(  # noqa: PLR0913
     max_accuracy_drop: float | None = None,
     max_class_accuracy_drop: float | None = None,
     max_false_negative_drop: float | None = None,
+    max_pixel_error_drop: float | None = None,
+    max_miou_drop: float | None = None,
+    max_missed_area: Mapping[str | int, float] | None = None,
     max_disagreement: float | None = None,
     max_divergence: float | None = None,
     max_cue_drop: float | None = None,

@@ -17,6 +17,7 @@ from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
+from exitlens.functional.pixels import summarise
 from exitlens.functional.routing import stack_support
 from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps, require_maps
@@ -28,13 +29,15 @@ from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
-from exitlens.types.tasks import are_same, check_truth, find_answers
-from exitlens.types.traces import hash_rows
+from exitlens.types.tasks import are_same, check_truth, find_answers, refuse_segmentation
+from exitlens.types.tiles import Tiles
+from exitlens.types.traces import Logits, LogitsSummary, PixelSummary, hash_rows
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
 FILE = "trace.safetensors"  # in a trace_dir
 SAME = 0.99  # of the samples, when they are read again: batches of another size may change the last digits
+LARGEST_DENSE = 16  # batch of networks that answer one class a pixel
 PAIRING = 0  # seed of the pairs of samples for the shuffled-image null
 
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
@@ -51,6 +54,7 @@ def collect(  # noqa: PLR0913
     compact: bool | None = None,
     swapped: int = 0,
     trace_dir: str | Path | None = None,
+    tiles: Tiles | None = None,
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
 
@@ -68,15 +72,20 @@ def collect(  # noqa: PLR0913
             quartiles and machine. Measuring takes a few seconds, and nothing else should run meanwhile.
         timed_batch: number of samples in the batch that is timed, with ``cost="time"``; 1 for the latency of single samples.
             It is made of the first batch of the data, repeated if that is smaller; by default it is the first batch.
-        batch_size: for a ``Dataset`` and tensors.
+        batch_size: for a ``Dataset`` and tensors; of one class a pixel at most 16, because large maps fill the memory.
         compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
-            there would be more than 2^26 logits (256 MiB).
+            there would be more than 2^26 logits (256 MiB). Of one class a pixel a trace always keeps a
+            :class:`~exitlens.types.PixelSummary`.
         swapped: number of samples, such as 2000, drawn at random, of which another pass replaces everything outside the
             object by another sample's, for ``calibrate(max_cue_drop=...)``: the object is the sample's mask, if the data
             have masks, else the top 40 % of the locations by the final exit's map. They are held in memory, so the data are
             read twice and have to come in the same order.
         trace_dir: directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
             columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
+
+        tiles: with one class a pixel, record every tile (:class:`~exitlens.types.Tiles`) as a sample, its image as the group
+            unless the data name groups, for policies that :func:`exitlens.predict` applies to tiles. What exits after the
+            first answer is recorded of whole images, which is the same if the halo is large enough. Maps are left out.
 
     Returns:
         A :class:`Trace` with the logits and, if the exits have maps, every consistency measure of docs/concepts/method.md
@@ -95,19 +104,29 @@ def collect(  # noqa: PLR0913
             raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     check_number("swapped", swapped, WHOLE)
     if swapped:
+        refuse_segmentation(net.info.task, "swapped: it")
         require_maps(net.heads, "swapped")
         net.input_spec.modality.check_deletion(net.input_spec)
         if isinstance(data, Iterator):
             raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
+    if tiles is not None:
+        require(tiles, Tiles, "tiles")
+        if net.info.task != "segmentation" or cost == "time":
+            raise InputError(
+                "tiles: they are for answers to each pixel, at a cost in multiply-accumulates. Fix: leave it out"
+            )
+    if net.info.task == "segmentation":
+        batch_size = min(batch_size, LARGEST_DENSE)
     ranks = find_ranks()
     with ranks.together():
-        recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
+        folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
+        recorder = _Recorder(net, folder, compact, tiles)
         source = take_share(data, batch_size, ranks, "data")
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
     first: list[Inputs] = []
-    ranks.hand_over(_observe(net, stream, first), recorder.add)
+    ranks.hand_over(_observe(net, stream, first, tiles), recorder.add)
     share_bad(data, ranks)
 
     def finish() -> Trace:
@@ -125,43 +144,65 @@ def collect(  # noqa: PLR0913
 class _Recorder:
     """Takes in batch after batch, and makes a trace of them."""
 
-    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
+    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None, tiles: Tiles | None) -> None:
         if folder is not None:
             if (folder / FILE).exists():
                 raise OutputExistsError(f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load) or pass another one.")
             make_directory(folder, "trace_dir")
         self._net, self._folder, self._store = net, folder, RowStore(folder)
-        if net.info.task == "multilabel":
+        if net.info.task != "classes":
             if compact:
-                raise InputError("compact: several labels per sample need all logits. Fix: leave it out.")
+                several = net.info.task == "multilabel"
+                reason = "several labels per sample need all logits" if several else "logits of pixels are summed up"
+                raise InputError(f"compact: {reason}. Fix: leave it out.")
             compact = False
         self._compact, self._is_compact = compact, bool(compact)
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
-        self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads)
+        self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads) and tiles is None
+        self._tiles, self._images, self._overhead = tiles, 0, 1.0  # of a tile with its halo
 
     def add(self, seen: _Observed) -> None:
         """Check and store a batch."""
         logits, labels = seen.logits, seen.labels
-        if labels is not None:
+        if isinstance(logits, PixelSummary):
+            labels = logits.confusion  # where they are counted
+        elif labels is not None:
             check_truth(labels, len(logits), logits.shape[2], self._net.info.task, "data, labels")
         if self._labels and (labels is None) != (self._labels[0] is None):
             raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
         self._labels.append(labels)
-        self._ids.append(seen.groups)
+        self._ids.append(seen.groups if self._tiles is None else self._name_images(seen, len(logits), self._tiles))
         self._count, self._classes = self._count + len(logits), logits.shape[2]
+        if isinstance(logits, PixelSummary):
+            self._store_parts(logits)
+        else:
+            self._add_logits(logits, labels)
+        if self._has_maps:
+            self._add_maps(seen)
+
+    def _name_images(self, seen: _Observed, count: int, tiles: Tiles) -> Tensor:
+        """Return the group of every tile: that of its image, or else the image."""
+        overhead = tiles.find_overhead(seen.size)
+        if self._images and overhead != self._overhead:
+            raise InputError("data: its images differ in size, and so do the costs of their tiles. Fix: resize them.")
+        images = torch.arange(seen.images) + self._images if seen.groups is None else seen.groups
+        self._images, self._overhead = self._images + seen.images, overhead
+        return images.repeat_interleave(count // seen.images)
+
+    def _add_logits(self, logits: Tensor, labels: Tensor | None) -> None:
         if self._is_compact:
             self._compress(logits, labels)
-        else:
-            self._store.add("logits", logits)
-            is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
-            if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
-                self._is_compact, whole, known = True, self._store.take("logits"), _join(self._labels)
-                for rows in torch.arange(self._count).split(64):
-                    self._compress(whole[rows], None if known is None else known[rows])
-                    self._store.release()
-        if not self._has_maps:
             return
+        self._store.add("logits", logits)
+        is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
+        if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
+            self._is_compact, whole, known = True, self._store.take("logits"), _join(self._labels)
+            for rows in torch.arange(self._count).split(64):
+                self._compress(whole[rows], None if known is None else known[rows])
+                self._store.release()
+
+    def _add_maps(self, seen: _Observed) -> None:
         if seen.gate_features is not None:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
@@ -174,10 +215,25 @@ class _Recorder:
             self._store.add(f"final {shape}", final)
 
     def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
-        for name, part in compress(logits, labels).parts().items():
+        self._store_parts(compress(logits, labels))
+        self._store.add("sample_hashes", hash_rows(logits))
+
+    def _store_parts(self, logits: LogitsSummary) -> None:
+        for name, part in logits.parts().items():
             if part is not None:
                 self._store.add(f"logits.{name}", part)
-        self._store.add("sample_hashes", hash_rows(logits))
+
+    def _take_logits(self, is_labelled: bool) -> Logits:
+        if self._net.info.task == "segmentation":
+            return PixelSummary(**self._take_parts(("scores", "means", "disagreement"), "confusion", is_labelled))
+        if not self._is_compact:
+            return self._store.take("logits")
+        parts = self._take_parts(("top", "classes", "span", "weights"), "label", is_labelled)
+        return CompactLogits(**parts, num_classes=self._classes)
+
+    def _take_parts(self, names: Sequence[str], of_labels: str, is_labelled: bool) -> dict[str, Any]:
+        parts = {name: self._store.take(f"logits.{name}") for name in (*names, *[of_labels] * is_labelled)}
+        return {of_labels: None} | parts
 
     def finish(self, progress: bool, timing: ExitLatency | None, swap: Callable[[Trace], Trace] | None) -> Trace:
         """Return the trace of all batches, with what ``swap`` adds to it."""
@@ -185,25 +241,23 @@ class _Recorder:
             raise InputError("data: it gave no batch. Fix: pass at least one sample.")
         if len({part is None for part in self._ids}) > 1:
             raise InputError("data: some batches have groups and some have none. Fix: give all of them groups, or none.")
-        labels, hashes, logits = _join(self._labels), None, None
-        if self._is_compact:
-            names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
-            parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
-            logits, hashes = CompactLogits(**parts, num_classes=self._classes), self._store.take("sample_hashes")
+        labels, is_dense = _join(self._labels), self._net.info.task == "segmentation"
+        has_gate = self._net.num_exits > 1 and self._has_maps and not is_dense
         agreement: dict[str, Any] = {"divergence": torch.zeros(self._count, self._net.num_exits)}
         if self._has_maps:
             agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, PAIRING), progress)
         trace = Trace(
-            logits=self._store.take("logits") if logits is None else logits,
-            labels=labels,
-            sample_hashes=hashes,
+            logits=self._take_logits(labels is not None),
+            labels=None if is_dense else labels,
+            sample_hashes=self._store.take("sample_hashes") if self._is_compact else None,
             **agreement,
-            cost=self._net.cost if timing is None else torch.tensor(timing.cost),
+            cost=self._find_cost() if timing is None else torch.tensor(timing.cost),
             timing=timing,
             network=self._net.identity(),
-            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
+            gate_features=self._store.take("gate_features") if has_gate else None,
             groups=_join(self._ids),
             task=self._net.info.task,
+            classes=self._net.info.classes,
         )
         if swap is not None:
             trace = swap(trace)
@@ -211,6 +265,11 @@ class _Recorder:
             return trace
         trace.save(self._folder / FILE)
         return Trace.load(self._folder / FILE)
+
+    def _find_cost(self) -> Tensor:
+        """Return the cost of the exits; after the first stage, that of tiles with their halos."""
+        first = self._net.cost[:1]
+        return self._net.cost if self._tiles is None else first + (self._net.cost - first) * self._overhead
 
 
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -221,30 +280,58 @@ def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
 class _Observed(NamedTuple):
     """The record of a batch, on the CPU."""
 
-    logits: Tensor  # (B,K,C)
-    labels: Tensor | None  # (B,)
+    logits: Tensor | PixelSummary  # (B,K,C)
+    labels: Tensor | None  # (B,); None if they are counted in the logits
     groups: Tensor | None  # (B,)
     gate_features: Tensor | None  # (B,K-1,3)
     maps: MapPairs  # for each exit its map and the final one, on one grid
+    images: int  # B, whatever the tiles
+    size: tuple[int, ...]  # of the first input's locations
 
 
-def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
+def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs], tiles: Tiles | None) -> Iterator[_Observed]:
     """Run every batch through every exit, and keep the inputs of the first in ``first``."""
     for inputs, labels, groups in stream:
         if not first:
             first.append(inputs)
-        activations = net.check_input(inputs, "data")
+        activations, features = net.check_input(inputs, "data"), None
         with net.open_engine() as engine:
-            outputs = engine.compute_support(engine.enter(activations))
-        features = stack_support([support for *_, support in outputs])
-        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention, _ in outputs)
+            given = engine.enter(activations)
+            if net.info.task == "segmentation":
+                outputs = engine.compute_outputs(given)
+            else:
+                supported = engine.compute_support(given)
+                outputs, features = [out[:2] for out in supported], stack_support([support for *_, support in supported])
+        answers, attention = zip(*outputs, strict=True)
+        grids = [on_common_grid(each.float(), attention[-1].float()) for each in attention]
         yield _Observed(
-            torch.stack([out.float() for out, *_ in outputs], 1).cpu(),
-            None if labels is None else labels.cpu(),
+            _sum_up(net, activations[0], answers, labels, tiles)
+            if features is None
+            else torch.stack([logits.float() for logits in answers], 1).cpu(),
+            None if labels is None or features is None else labels.cpu(),
             None if groups is None else groups.cpu(),
-            features.cpu() if features.shape[1] else None,
+            features.cpu() if features is not None and features.shape[1] else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
+            len(activations[0]),
+            tuple(activations[0].shape[2:]),
         )
+
+
+def _sum_up(
+    net: ExitNet, images: Tensor, logits: Sequence[Tensor], labels: Tensor | None, tiles: Tiles | None
+) -> PixelSummary:
+    """Return what is kept of the logits of pixels of a batch, on the CPU."""
+    size = tuple(images.shape[2:])
+    if labels is not None:
+        check_truth(labels, len(images), net.info.num_classes, net.info.task, "data, labels")
+        if labels.shape[1:] != size:
+            raise InputError(f"data, labels: expected {(len(images), *size)}, as the images, got {tuple(labels.shape)}")
+    if tiles is not None:
+        for each in logits:
+            tiles.check_stride(size[0] / each.shape[2])
+    with torch.inference_mode():
+        kept = summarise(logits, size, labels, (1, 1) if tiles is None else tiles.count(size))
+    return PixelSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:
@@ -276,10 +363,10 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
 
 def _are_same(logits: Tensor, trace: Trace) -> bool:
     """Return whether these are the trace's logits, as far as rounding in batches of another size allows."""
-    answers = are_same(find_answers(logits, trace.task), trace.answers, trace.task).float().mean().item()
-    if isinstance(trace.logits, CompactLogits):
+    answers, kept = are_same(find_answers(logits, trace.task), trace.answers, trace.task).float().mean().item(), trace.logits
+    if not isinstance(kept, Tensor):
         return answers >= SAME
-    gaps, spread = (logits - trace.logits).abs().mean((1, 2)), (trace.logits - trace.logits.mean(0)).abs().mean()
+    gaps, spread = (logits - kept).abs().mean((1, 2)), (kept - kept.mean(0)).abs().mean()
     return answers >= SAME and (gaps <= 0.1 * spread + 1e-4).float().mean().item() >= SAME
 
 

@@ -14,7 +14,16 @@ from exitlens.errors import InputError, require
 from exitlens.functional import scores
 from exitlens.functional.groups import split_trace
 from exitlens.functional.maps import skill
-from exitlens.functional.risk import accuracy_drop, cue_drop, disagreement, false_negatives, has_swaps, select_exits
+from exitlens.functional.pixels import measure_iou, measure_mean_iou
+from exitlens.functional.risk import (
+    accuracy_drop,
+    cue_drop,
+    disagreement,
+    false_negatives,
+    has_swaps,
+    mean_iou_drop,
+    select_exits,
+)
 from exitlens.functional.routing import find_first_firing, route, score_early_exits
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
@@ -22,7 +31,7 @@ from exitlens.types.outputs import exit_name
 from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
 from exitlens.types.settings import COUNT, DECIDED, PROPER_SHARE, check_number
 from exitlens.types.tasks import choose_score
-from exitlens.types.traces import format_ms
+from exitlens.types.traces import format_ms, rate_pixels
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 
@@ -103,11 +112,43 @@ class LabelReport:
         return f"micro-F1 {self.f1:.3f} (exits {exits}), false negatives {_percent(self.false_negative_rate)} ({more})"
 
 
+@dataclass(frozen=True)
+class PixelReport:
+    """Measures for one class a pixel, from counts summed over all images of the data.
+
+    Attributes:
+        mean_iou, exit_mean_iou: mean over the classes that any label has of intersection over union, of the routed answers
+            and of every exit's.
+        mean_iou_drop: the final exit's mean IoU less the routed one.
+        iou, final_iou: for each class, of the routed and of the final answers; ``None`` for a class that is nowhere.
+        accuracy, exit_accuracy: share of labelled pixels that are right.
+        image_mean_iou_drop: mean over images of the drop of an image's mean IoU, which ``max_miou_drop`` limits.
+        classes: names of the classes, if the trace knows them.
+    """
+
+    mean_iou: float
+    mean_iou_drop: float
+    exit_mean_iou: tuple[float, ...]
+    iou: tuple[float | None, ...]
+    final_iou: tuple[float | None, ...]
+    accuracy: float
+    exit_accuracy: tuple[float, ...]
+    image_mean_iou_drop: float
+    classes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        drop, exits = self.mean_iou_drop, " ".join(f"{value:.3f}" for value in self.exit_mean_iou)
+        more = f"{abs(100 * drop):.1f} points {'above' if drop < -0.0005 else 'below'} the final exit"
+        return f"mean IoU {self.mean_iou:.3f} (exits {exits}), {more}; accuracy of pixels {_percent(self.accuracy)}"
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """The result of :func:`evaluate`. Every accuracy is ``None`` without labels.
 
-    With several labels per sample, an answer counts as right if all of its labels are (subset accuracy).
+    With several labels per sample, an answer counts as right if all of its labels are (subset accuracy). With one class a
+    pixel, accuracy, disagreement and the curve are means over images of the share of their pixels, and what is about whole
+    answers (overthinking, oracle, classes, calibration) is missing.
 
     Attributes:
         accuracy, accuracy_drop: of the routed answers, and the final exit's accuracy minus that.
@@ -126,6 +167,7 @@ class Report:
             another sample; ``None`` if the trace has no swaps.
         calibration_error: distance between confidence and accuracy, averaged over the routed answers (15 bins).
         labels: further measures for several labels per sample; else, and without labels, ``None``.
+        pixels: further measures for one class a pixel; else, and without labels, ``None``.
 
     Examples:
         >>> report = xl.evaluate(trace, policy)
@@ -150,6 +192,7 @@ class Report:
     calibration_error: float | None = None
     cue_drop: float | None = None
     oracle: tuple[tuple[float, float], ...] = ()
+    pixels: PixelReport | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """Return the classes of lowest routed accuracy, worst first; on a tie, those that lose most come first."""
@@ -170,6 +213,7 @@ class Report:
     def _summary(self) -> str:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
+        labels += "" if self.pixels is None else f"\n{self.pixels}"
         off, drop, error = self.calibration_error, self.accuracy_drop, ""
         if off is not None:
             error = f"\ncalibration error of the routed answers: confidences are off by {_percent(off)} on average"
@@ -213,7 +257,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     """
     exits = route(trace, policy)
     labels, timing = trace.labels, trace.timing
-    correct = None if labels is None else trace.correct.float()
+    correct = trace.accuracy if trace.is_labelled else None
     early = score_early_exits(trace, policy)
     rows = tuple(_measure_exit(trace, policy, k, exits, correct, early) for k in range(trace.num_exits))
     return Report(
@@ -223,7 +267,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         divergence=select_exits(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
         exit_shares=tuple(row.share for row in rows),
-        overthinking=None if correct is None else scores.overthinking(correct),
+        overthinking=None if labels is None or correct is None else scores.overthinking(correct),
         exits=rows,
         curve=_find_curve(trace, policy),
         samples=len(trace),
@@ -233,7 +277,29 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
         calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
         cue_drop=cue_drop(trace, 1.0).mean(exits) if has_swaps(trace) else None,
-        oracle=() if correct is None else scores.find_oracle_curve(correct, trace.cost),
+        oracle=() if labels is None or correct is None else scores.find_oracle_curve(correct, trace.cost),
+        pixels=_measure_pixels(trace, exits) if trace.task == "segmentation" and trace.is_labelled else None,
+    )
+
+
+def _measure_pixels(trace: Trace, exits: Tensor) -> PixelReport:
+    counts = trace.require_confusion("evaluate").long()
+    routed, totals = counts[torch.arange(len(trace)), exits].sum(0), counts.sum(0)  # (C,C), (K,C,C)
+    mean_iou, exit_mean_iou = measure_mean_iou(routed).item(), tuple(measure_mean_iou(totals).tolist())
+
+    def list_iou(confusion: Tensor) -> tuple[float | None, ...]:
+        return tuple(None if math.isnan(value) else value for value in measure_iou(confusion).tolist())
+
+    return PixelReport(
+        mean_iou=mean_iou,
+        mean_iou_drop=exit_mean_iou[-1] - mean_iou,
+        exit_mean_iou=exit_mean_iou,
+        iou=list_iou(routed),
+        final_iou=list_iou(totals[-1]),
+        accuracy=rate_pixels(routed).item(),
+        exit_accuracy=tuple(rate_pixels(totals).tolist()),
+        image_mean_iou_drop=select_exits(mean_iou_drop(trace), exits).mean().item(),
+        classes=trace.classes,
     )
 
 
@@ -263,10 +329,11 @@ def _measure_exit(
 ) -> ExitRow:  # early (N,K-1): what is compared with thresholds
     takes = exits == k
     accuracy = when_taken = error = brier = area = rescued = spoiled = warning = None
-    if trace.labels is not None and correct is not None:
+    if correct is not None:
         right = correct[:, k]
         accuracy, when_taken = right.mean().item(), right[takes].mean().item() if takes.any() else None
-        rated = scores.rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
+    if trace.labels is not None and correct is not None:
+        rated = scores.rate_probabilities(trace.class_logits[:, k], trace.labels, policy.temperatures[k])
         error, brier = scores.expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
         is_decided = trace.task == "multilabel"
         certainty = scores.score(trace.logits[:, k], DECIDED, policy.temperatures[k]) if is_decided else rated.confidence
@@ -303,8 +370,8 @@ def _measure_exit(
 def _find_curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     """Return cost and accuracy (or agreement with the final exit) along the frontier of this trace."""
     risk, best = disagreement(trace), 1.0
-    if trace.labels is not None:
-        risk, best = accuracy_drop(trace), trace.correct[:, -1].float().mean().item()
+    if trace.is_labelled:
+        risk, best = accuracy_drop(trace), trace.accuracy[:, -1].mean().item()
     index = quantise(score_early_exits(trace, policy)).index
     return tuple((point.cost, best - point.risk) for point in find_frontier(index, risk, trace.cost))
 
@@ -337,10 +404,10 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     check_number("level", level, PROPER_SHARE)
     check_number("most", most, COUNT)
     _, first, second = split_trace(trace, 0.5, seed)
-    temperatures = () if trace.labels is None else scores.fit_temperatures(trace.logits, trace.labels, first)
+    temperatures = () if trace.labels is None else scores.fit_temperatures(trace.class_logits, trace.labels, first)
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
-    risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
+    risk = accuracy_drop(trace) if trace.is_labelled else disagreement(trace)
     vectors: dict[Cuts, None] = {}
     for mixed in [*(risk + price * trace.divergence for price in PRICES), trace.divergence]:
         vectors |= {p.cuts: None for p in find_frontier(levels.index, mixed[first], trace.cost)}
@@ -351,8 +418,8 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     exits = [find_first_firing(score_early_exits(trace, policy), policy.thresholds)[second] for policy in policies]
     measures = {"cost": trace.cost[None].expand(len(second), -1), "agreement": 1 - disagreement(trace)[second]}
     measures["divergence"] = trace.divergence[second]
-    if trace.labels is not None:
-        measures["accuracy"] = trace.correct.float()[second]
+    if trace.is_labelled:
+        measures["accuracy"] = trace.accuracy[second]
     groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[second]
     bands = {
         name: _find_bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
@@ -397,8 +464,7 @@ def measure_anytime(trace: Trace) -> list[CostAccuracy]:
         True
     """
     require(trace, Trace, "trace", "see exitlens.collect")
-    trace.require_labels("measure_anytime")
-    correct = trace.correct.double().mean(0)
+    correct = trace.require_accuracy("measure_anytime").double().mean(0)
     return [CostAccuracy(cost, right) for cost, right in zip(trace.cost.tolist(), correct.tolist(), strict=True)]
 
 
@@ -427,10 +493,10 @@ def measure_budgeted_batch(
     if (validation.num_exits, validation.task) != (test.num_exits, test.task) or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
     check_number("points", points, COUNT)
-    test.require_labels("measure_budgeted_batch")
+    correct = test.require_accuracy("measure_budgeted_batch").double()
     policy = Policy.never(test.num_exits, score=choose_score(score, test.task))
     known, tested = score_early_exits(validation, policy), score_early_exits(test, policy)
-    correct, curve = test.correct.double(), []
+    curve = []
     for q in torch.logspace(-1.5, 1.5, points).tolist():
         shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
         rest, thresholds = torch.arange(len(known)), []

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from exitlens.data.batches import iterate_inputs
 from exitlens.errors import InputError, require
-from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
+from exitlens.functional.maps import all_finite, class_maps, divergence, on_common_grid, pearson
+from exitlens.functional.pixels import resize_logits
 from exitlens.functional.routing import (
     Decision,
     decide,
@@ -23,13 +24,16 @@ from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
-from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
+from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, PixelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
-from exitlens.types.tasks import read_answers
+from exitlens.types.tasks import find_answers, read_answers, refuse_segmentation
 
 
 def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
     """Explain the answer to one sample, from one forward pass.
+
+    For a network that answers one class a pixel, ``exits[k].pixels`` has each exit's classes, a map for each class, and the
+    pixels whose class differs from the final exit's.
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
@@ -68,6 +72,8 @@ def explain_batch(
     """
     require(net, ExitNet, "net")
     net.check_policy(policy)
+    if relevance:
+        refuse_segmentation(net.info.task, "relevance: it")
     batches = [data] if isinstance(data, Tensor | Mapping) else iterate_inputs(data, device=net.device)
     return [why for inputs in batches for why in _explain(net, inputs, policy, final, relevance)]
 
@@ -87,7 +93,8 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
     elif relevance:  # a pass of its own, in float32
         by_exit = attribute_exits(net, inputs)
         relevances = [by_exit[k][i] for i, k in enumerate(answered)]
-    columns = [_make_views(net, policy, results, k) for k in range(len(results))]
+    size = tensors[0].shape[2:] if net.info.task == "segmentation" else None
+    columns = [_make_views(net, policy, results, k, size) for k in range(len(results))]
     record = None if policy.is_changed else policy.calibration
     count, modality = net.num_exits, net.input_spec.modality
     for i, (sample, item) in enumerate(zip(tensors[0], relevances, strict=True)):
@@ -145,9 +152,26 @@ def _run_exits(
     return results
 
 
-def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k: int) -> Callable[[int, bool], ExitView]:
-    """Return a function that makes an exit's view of sample i, compared with the final exit or not."""
+def _view_pixels(net: ExitNet, results: Sequence[_ExitResult], k: int, size: Sequence[int]) -> list[PixelView]:
+    """Return an exit's answers for the pixels of every sample, compared with those of the last exit that was run."""
+    logits = (resize_logits(result.out.logits, size) for result in (results[k], results[-1]))
+    answers, last = (find_answers(each, "segmentation") for each in logits)
+    maps, told = net.info.place(k, class_maps(results[k].out.evidence)), [each.unique() for each in answers]
+    return [PixelView(answers[i].clone(), told[i], maps[i][told[i]], answers[i] != last[i]) for i in range(len(answers))]
+
+
+def _make_views(
+    net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k: int, size: Sequence[int] | None
+) -> Callable[[int, bool], ExitView]:
+    """Return a function that makes an exit's view of sample i, compared with the final exit or not.
+
+    ``size`` is that of the inputs, if the network answers each of their pixels.
+    """
     out, p, scores, decision = results[k]
+    logits, pixels = out.logits, None if size is None else _view_pixels(net, results, k, size)
+    if pixels is not None:
+        counts = [view.labels.flatten().bincount(minlength=net.info.num_classes) for view in pixels]
+        p, logits = torch.stack(counts) / pixels[0].labels.numel(), out.evidence.mean((2, 3))
     head = net.head(k)
     attention, evidence = (net.info.place(k, maps.float()) for maps in (out.attention, out.evidence))
     estimates = None if decision is None or policy.gate is None else decision.scores
@@ -160,7 +184,7 @@ def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k:
     def view_label(i: int, c: int) -> LabelView:
         bias = 0.0 if head.bias is None else head.bias[c].item()
         # cloned, so as not to keep the whole batch alive
-        return LabelView(c, p[i, c].item(), evidence[i, c].clone(), out.logits[i, c].item(), bias)
+        return LabelView(c, p[i, c].item(), evidence[i, c].clone(), logits[i, c].item(), bias)
 
     def view(i: int, with_final: bool) -> ExitView:
         top = view_label(i, int(labels[i]))
@@ -186,6 +210,7 @@ def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k:
             estimate=None if estimates is None else estimates[i].item(),
             refused=refused is not None and bool(refused[i]),
             labels=None if told is None else tuple(view_label(i, c) for c in told),
+            pixels=None if pixels is None else pixels[i] if with_final else pixels[i]._replace(differs=None),
         )
 
     return view

@@ -23,6 +23,7 @@ from exitlens.model.engine.adapting import Adaptive
 from exitlens.model.engine.auditing import Recomposing, open_router
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
+from exitlens.model.engine.tiling import run_tiles
 from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import track
@@ -30,10 +31,13 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import read_answers
+from exitlens.types.tasks import read_answers, refuse_segmentation
+from exitlens.types.tiles import Tiles
 
 
-def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attention: bool = False) -> Prediction:
+def predict(
+    net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attention: bool = False, tiles: Tiles | None = None
+) -> Prediction:
     """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
     Exits that can never fire (threshold infinite) are not computed. The network runs as
@@ -46,6 +50,8 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attentio
             folder, a loader or several batches call :func:`exitlens.predict_stream`.
         policy: of this network (checked by fingerprint where the policy carries one), or an :class:`~exitlens.Adaptive`.
         attention: also return the attention map of the exit that answered, placed in the image.
+        tiles: with one class a pixel, parts of the images that leave each for itself; the policy should come from a trace
+            collected with the same tiles.
 
     Returns:
         Labels (a class per sample, or for every label whether the sample has it), exits, scores and probabilities, in the
@@ -64,11 +70,22 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attentio
         many = isinstance(inputs, str | Path | Dataset | Iterable)
         hint = ": call exitlens.predict_stream for a folder, a loader or several batches" if many else ""
         raise InputError(f"inputs: expected a torch.Tensor or a dict of them, one batch, got {type(inputs).__name__}{hint}")
+    if tiles is not None:
+        return _predict_tiles(net, inputs, policy, tiles, attention)
     with net.open_engine() as engine:
         activations = net.check_input(inputs, "inputs")
         router = open_router(engine, policy, net.cost, attention, engine.tuning.micro_batch, _describe_recomposing(net))
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(net, router.run(where, activations))
+
+
+def _predict_tiles(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, tiles: Tiles, attention: bool) -> Prediction:
+    require(tiles, Tiles, "tiles")
+    if net.info.task != "segmentation" or attention:
+        raise InputError("tiles: they are for answers to each pixel, without attention. Fix: leave one of the two out")
+    assert isinstance(policy, Policy)  # an Adaptive was refused
+    with net.open_engine() as engine:
+        return run_tiles(engine, net.check_input(inputs, "inputs"), policy, tiles)
 
 
 def _describe_recomposing(net: ExitNet) -> Recomposing:
@@ -79,6 +96,8 @@ def _describe_recomposing(net: ExitNet) -> Recomposing:
 def check_policy(net: ExitNet, policy: Policy | Adaptive) -> None:
     """Raise :class:`PolicyError` for a policy of another network, :class:`InputError` for a limit on maps without any."""
     net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
+    if isinstance(policy, Adaptive):
+        refuse_segmentation(net.info.task, "policy: an Adaptive")
     if isinstance(policy, Adaptive) and policy.loss != "disagreement":
         require_maps(net.heads, f"a limit on {policy.loss}")
         if policy.loss == "binding":

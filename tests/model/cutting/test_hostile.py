@@ -198,7 +198,6 @@ REFUSED = [
     (LOOP, 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
     (make_windows(convolve_windows), ["middle.inside"], r"shape \(4, 8, 8, 16\) for two samples.*the nearest cut"),
     (make_windows(carry_windows), ["middle.again"], "more than the batch axis would have to be dynamic; the nearest cut"),
-    (make_unet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
     (Net(returns=lambda logits, x: (logits, 2 * logits)), ["stem"], "a tuple of a tensor.*of which 2 could be"),
     (nn.DataParallel(Net()), ["stem"], "wrapped by DataParallel"),
     (torch.compile(Net(), backend="eager"), ["stem"], "wrapped by OptimizedModule"),
@@ -239,12 +238,13 @@ def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
         (make_windows(convolve_windows), ["stem", "middle"]),
         (make_windows(carry_windows), ["stem", "middle"]),
         (make_unet(True), ["down", "bottom"]),
+        (make_unet(False), ["down", "bottom"]),
         (Net(returns=lambda logits, x: {"hidden": x, "logits": logits}), ["stem"]),
         (Net(returns=lambda logits, x: (x, logits)), ["stem"]),
     ],
 )
 def test_the_cuts_that_work_there(network, at):
-    assert attach(network, at, "head")(X)[0].logits.shape == (6, 5)
+    assert attach(network, at, "head")(X)[0].logits.shape[:2] == (6, 5)
 
 
 @pytest.mark.filterwarnings("ignore")

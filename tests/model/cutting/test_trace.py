@@ -231,16 +231,23 @@ def test_the_logits_are_found(output):
 
 
 @pytest.mark.parametrize(
+    "output", [MAP, {"out": MAP, "aux": MAP}, {"logits": MAP}, {"hidden": torch.zeros(3), "answer": MAP}, (MAP,)]
+)
+def test_logits_of_pixels_are_found(output):
+    assert pick_logits(output) is MAP
+
+
+@pytest.mark.parametrize(
     ("output", "message"),
     [
-        (MAP, "U-Net"),
+        (torch.zeros(2, 3, 4, 5, 5), r"expected logits \(B,C\), .* or \(B,C,H,W\), for each pixel"),
         ((LOGITS, LOGITS), "2 could be the logits"),
         ((), "a tuple of nothing, of which 0"),
-        ({"hidden": MAP}, "'hidden': a tensor"),
+        ({"hidden": MAP, "other": MAP}, "'hidden': a tensor.* of which 2"),
         (torch.zeros(3), r"expected logits \(B,C\)"),
         ("text", "returns str"),
         (None, "returns NoneType"),
-        ({"logits": MAP}, "a dict of 'logits'"),
+        ({"logits": torch.zeros(3)}, "a dict of 'logits'"),
     ],
 )
 def test_outputs_without_usable_logits(output, message):

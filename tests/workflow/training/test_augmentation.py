@@ -79,3 +79,27 @@ def test_custom_transforms_get_the_pixels_of_single_images():
 def test_grey_images():
     grey = xl.data.Preprocess((16, 16), (0.5,), (0.25,))
     assert Augmentation("trivial", grey)(torch.randn(20, 1, 16, 16)).shape == (20, 1, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
+def test_labels_of_pixels_follow_the_object(name):
+    masks = _images(64)[1]
+    labels = torch.where(masks, 7, 3)
+    labels[:, 0] = 255
+    as_images = SQUARE.normalise(masks[:, None].expand(-1, 3, -1, -1).float())
+    torch.manual_seed(0)
+    views, moved = Augmentation(name, SQUARE).with_labels(as_images, labels)
+    assert (moved.shape, moved.dtype) == (labels.shape, torch.int64)
+    assert set(moved.unique().tolist()) == {3, 7, 255}
+    known = moved != 255
+    bright = SQUARE.restore(views).mean(1) > 0.5
+    agreement = ((bright == (moved == 7)) | ~known).flatten(1).float().mean(1)
+    assert (agreement > 0.93).float().mean() > 0.85
+    assert known.flatten(1).float().mean() > 0.6
+
+
+def test_places_that_a_move_leaves_empty_have_no_class():
+    images, _ = _images(64)
+    torch.manual_seed(0)
+    _, moved = Augmentation("trivial", SQUARE).with_labels(images, torch.zeros(64, 16, 16).long())
+    assert set(moved.unique().tolist()) == {0, 255}

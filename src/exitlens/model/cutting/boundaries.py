@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -297,8 +297,8 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
         is_square = len(shape) == 3 and shape[1] == shape[2] == first[1]  # as many channels as tokens
         return find_sequence_layout(seen, shape, first[1], "tokens" if kind is None and is_square and not maps else kind)
     grids = [tuple(s[2:]) for s in maps if len(s) == count + 2 and math.prod(s[2:]) > 1]
-    channels = None
-    if kind is None and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
+    channels, is_map = None, kind is None and len(shape) == len(size) + 2
+    if is_map and (len(size) != 2 or len(set(shape[1:])) == 1 or traced.is_dense):  # decoders enlarge maps
         channels = find_channel_axis(traced, node)
     if len(size) == 1:
         return find_series_layout(seen, shape, size[0], grids, kind, channels)
@@ -355,14 +355,42 @@ def find_exit_nodes(traced: TracedBackbone, kind: Kind | None = None) -> list[fx
         if node.op != "placeholder" and ignored.issuperset(node.all_input_nodes):
             ignored.add(node)
     ignored |= {node for node in traced.inputs if len(traced.shape_of(node)) == 2 and not takes_vector(traced)}  # tokens
-    places = []
+    places = dict[fx.Node, int]()  # with the number of other tensors that cross there
     for node in traced.nodes[: traced.position(find_last_features(traced))]:
         with suppress(AttachError):
             if traced.name_of(node):
                 layout, crossing = check_cut(traced, node, kind)
                 has_locations = math.prod(layout.size(traced.shape_of(node))) > 1 or takes_vector(traced)
-                places += [node] * (has_locations and set(crossing) - ignored == {node})
-    return places
+                if has_locations and node in crossing:
+                    places[node] = len(set(crossing) - ignored) - 1
+    if traced.is_dense:
+        return _keep_ends_of_blocks(traced, places)
+    return [node for node, others in places.items() if not others]
+
+
+def _keep_ends_of_blocks(traced: TracedBackbone, places: Mapping[fx.Node, int]) -> list[fx.Node]:
+    """Return the places of an encoder-decoder where no more tensors cross than at any later one up to its coarsest map.
+
+    Skip connections cross until the decoder takes them, so their number grows in the encoder and falls in the decoder;
+    inside a residual block one more crosses. In the decoder, no more may cross than at any earlier place.
+    """
+    last = find_coarsest(traced, places)
+    encoder = [node for node in places if traced.position(node) <= last]
+    kept, fewest = list[fx.Node](), len(traced.nodes)
+    for node in reversed(encoder):
+        fewest = min(fewest, places[node])
+        kept[:0] = [node] * (places[node] == fewest)
+    fewest = places[kept[-1]] if kept else fewest
+    for node in list(places)[len(encoder) :]:
+        kept += [node] * (places[node] <= fewest)
+        fewest = min(fewest, places[node])
+    return kept
+
+
+def find_coarsest(traced: TracedBackbone, nodes: Iterable[fx.Node]) -> int:
+    """Return the place of the last of the nodes with the fewest locations: the end of an encoder; -1 without nodes."""
+    sizes = {node: math.prod(find_node_layout(traced, node).size(traced.shape_of(node))) for node in nodes}
+    return max((traced.position(node) for node in sizes if sizes[node] == min(sizes.values())), default=-1)
 
 
 def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
@@ -398,7 +426,12 @@ def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
 
 
 def find_last_features(traced: TracedBackbone) -> fx.Node:
-    """Return the last map or tokens before the backbone's own pooling and classifier; of a vector, what that reads."""
+    """Return the last map or tokens before the backbone's own pooling and classifier; of a vector, what that reads.
+
+    In a network that answers each pixel the classifier is its last convolution.
+    """
+    if traced.is_dense:
+        return _find_last_map(traced)
     values, axes = traced.values, range(3, max(4, len(find_input_locations(traced)) + 2) + 1)
     maps = [n for n in traced.nodes if n in values.batched and len(values.shapes[n]) in axes and n not in values.dataless]
     maps = [n for n in maps if n.op != "placeholder" and not _only_reshapes(traced, n)]
@@ -420,6 +453,23 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
                 "has no steps to attend to. Fix: read its outputs, x, _ = layer(x), and then x[:, -1]"
             )
     return features
+
+
+def _find_last_map(traced: TracedBackbone) -> fx.Node:
+    """Return what the last convolution reads on the way to the logits ``(B,C,H,W)``."""
+    needed, waiting = set[fx.Node](), [traced.values.logits]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    for node in reversed(traced.nodes):
+        is_call = node.op == "call_function" and get_operation(node).startswith(("conv2d", "conv_t"))
+        if node in needed and (is_call or isinstance(traced.module_of(node), CONVOLUTION)):
+            features = node.all_input_nodes[0]
+            if features.op != "placeholder":
+                return features
+    raise AttachError("backbone: it answers each pixel, and has no two convolutions: there is nothing to leave early from")
 
 
 def _find_last_vector(traced: TracedBackbone) -> fx.Node:
@@ -458,14 +508,18 @@ def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: 
     """Return the deepest map of an image with ``least_side`` locations a side, if the last features have fewer.
 
     A map with over twice the channels of the narrowest is left out: the middle of a widening block costs much to carry.
+    Of an encoder-decoder, whose last features are fine, it is one of the encoder's.
     """
     size = find_node_layout(traced, final, kind).size(traced.shape_of(final)) if least_side else ()
-    if len(size) != 2 or min(size) >= least_side:
+    if len(size) != 2 or (min(size) >= least_side and not traced.is_dense):
         return None
     candidates: list[tuple[int, int, fx.Node]] = []  # locations, channels
-    for node in find_exit_nodes(traced, kind):
+    places = find_exit_nodes(traced, kind)
+    last = find_coarsest(traced, places) if traced.is_dense else len(traced.nodes)
+    for node in places:
         (layout, crossing), shape = check_cut(traced, node, kind), traced.shape_of(node)
-        if len(shape) == 4 and min(layout.size(shape)) >= least_side and crossing == [node]:
+        is_alone = crossing == [node] or (traced.is_dense and traced.position(node) <= last)
+        if len(shape) == 4 and min(layout.size(shape)) >= least_side and is_alone:
             candidates.append((math.prod(layout.size(shape)), layout.channels(shape), node))
     fewest = min((locations for locations, _, _ in candidates), default=0)
     coarsest = [(channels, node) for locations, channels, node in candidates if locations == fewest]

@@ -135,14 +135,16 @@ def split(
     *,
     export: bool = False,
     least_side: int = 0,
+    least_dense_side: int = 0,
     carry_input: bool = False,
 ) -> Pieces:
     """Cut ``backbone`` after the modules named in ``at`` and before its classifier, by torch.fx (``export``: torch.export).
 
     If the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to the
-    end. For tokens on one grid, and texts, the features of the first exit are carried; with ``carry_input``, the input.
+    end; of a backbone that answers each pixel, the deepest of the encoder that has ``least_dense_side``. For tokens on one
+    grid, and texts, the features of the first exit are carried; with ``carry_input``, the input.
     """
-    options = (at, layout, least_side, carry_input)
+    options = (at, layout, (least_side, least_dense_side), carry_input)
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
         training_parts, features, lateral = _cut(training, *options)
@@ -160,10 +162,10 @@ def split(
 
 
 def _cut(
-    traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int, carry_input: bool
+    traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_sides: tuple[int, int], carry_input: bool
 ) -> tuple[list[fx.GraphModule], list[Features], Features | None]:
     """Return one mode's graph in pieces, the features at every exit, and those that are carried on."""
-    final = boundaries.find_last_features(traced)
+    final, least_side = boundaries.find_last_features(traced), least_sides[traced.is_dense]
     nodes = [*boundaries.find_cut_nodes(traced, at), final]
     lateral = traced.inputs[0] if carry_input else boundaries.find_lateral(traced, final, least_side, kind)
     if least_side and lateral is None and len(nodes) > 1:
@@ -203,7 +205,8 @@ def _inspect_cut(
             f"{where}{error}" + boundaries.describe_nearest_cut(traced, place, traced.position(final))
         ) from error
     first = [node] if mask is None else [node, mask]
-    if lateral is not None and traced.position(lateral) < place:
+    is_read = not (traced.is_dense and node is final)  # a decoder's last features are fine enough
+    if lateral is not None and traced.position(lateral) < place and is_read:
         first.append(lateral)
     return layout, [*first, *(n for n in crossing if n not in first)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-import math
 import operator
 import threading
 import traceback
@@ -81,16 +80,13 @@ class TracedBackbone:
             if node.op == "get_attr" or node in sizes or (repeatable and dataless.issuperset(node.all_input_nodes)):
                 dataless.add(node)
         returned: Any = self.nodes[-1].args[0]
-        try:
-            logits = pick_logits(returned, lambda value: two.shapes.get(value) if isinstance(value, fx.Node) else None)
-        except AttachError as error:
-            if not isinstance(returned, fx.Node) or len(two.shapes.get(returned, ())) <= 2:
-                raise
-            areas = {n: math.prod(shape[2:]) for n, shape in two.shapes.items() if len(shape) == 4}
-            named = [find_name(n, self.last_nodes) for n, area in areas.items() if area == min(areas.values())]
-            hint = next((f" (the smallest maps are after {name!r})" for name in reversed(named) if name), "")
-            raise AttachError(f"{error}{hint}") from error  # the encoder ends where maps are smallest
+        logits = pick_logits(returned, lambda value: two.shapes.get(value) if isinstance(value, fx.Node) else None)
         return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, logits)
+
+    @property
+    def is_dense(self) -> bool:
+        """True if the backbone answers each pixel: its logits are ``(B,C,H,W)``."""
+        return len(self.shape_of(self.values.logits)) == 4
 
     def has_same_graph(self, other: TracedBackbone) -> bool:
         """Return whether the other mode's graph is the same, without constants of its own, so that one serves both."""
@@ -247,12 +243,17 @@ def run_real(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tens
 def pick_logits(
     output: Any, shape: ShapeOf = lambda value: tuple(value.shape) if isinstance(value, Tensor) else None
 ) -> Any:
-    """Return the logits ``(B,C)`` among a forward's results: the tensor, the field ``logits``, or the only matrix."""
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    """Return the logits among a forward's results: the tensor, the field ``logits`` or ``out``, or the only one they can be.
+
+    They are ``(B,C)``, or ``(B,C,H,W)`` of a network that answers each pixel; torchvision's return a dict with ``out``.
+    """
+    named = getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        named = output.get("logits", output.get("out"))
     chosen = output if named is None else named
     if named is None and isinstance(output, Mapping | tuple | list):
-        parts = output.values() if isinstance(output, Mapping) else output
-        matrices = [part for part in parts if len(shape(part) or ()) == 2]
+        parts = list(output.values() if isinstance(output, Mapping) else output)
+        matrices = [part for part in parts if len(shape(part) or ()) == 2] or [p for p in parts if len(shape(p) or ()) == 4]
         if len(matrices) != 1:
             raise AttachError(
                 f"backbone: its forward returns {_describe_output(output, shape)}, of which {len(matrices)} could be the "
@@ -260,15 +261,11 @@ def pick_logits(
             )
         chosen = matrices[0]
     size = shape(chosen)
-    if size is None or len(size) != 2:
-        fix = ". Fix: return the logits, or a dict with 'logits'"
-        if len(size or ()) > 2:
-            fix = (
-                " (a map, as of an encoder-decoder with skips such as U-Net). Fix: exits classify whole samples, so make a "
-                "classifier of the encoder: its last features, pooled, and a linear layer"
-            )
-        returned = _describe_output(output, shape)
-        raise AttachError(f"backbone: expected logits (B,C), a row for each sample; its forward returns {returned}{fix}")
+    if size is None or len(size) not in (2, 4):
+        raise AttachError(
+            "backbone: expected logits (B,C), a row for each sample, or (B,C,H,W), for each pixel; its forward returns "
+            f"{_describe_output(output, shape)}. Fix: return the logits, or a dict with 'logits'"
+        )
     return chosen
 
 

@@ -29,7 +29,8 @@ class StepOutput(NamedTuple):
     """The output of a stage with its head."""
 
     activations: Activations  # the next stage's inputs
-    probabilities: Tensor  # (B,C) float32: softmax (for several labels, sigmoid) of the logits over the temperature
+    # (B,C) float32: softmax (for several labels, sigmoid) of the logits over the temperature; of pixels (B,C,h,w)
+    probabilities: Tensor
     scores: Tensor  # (B,)
     attention: Tensor | None  # (B,*S); None if it was not asked for
     support: Tensor | None  # (B,3); None if it was not asked for

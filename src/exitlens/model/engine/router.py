@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.functional.pixels import resize_probabilities
 from exitlens.functional.routing import decide, needs_head
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine, choose_asked
@@ -23,7 +24,7 @@ class ExitBatch(NamedTuple):
     where: Tensor  # (n,) their places in the input
     exit: int
     scores: Tensor  # (n,)
-    probabilities: Tensor  # (n,C)
+    probabilities: Tensor  # (n,C); of pixels (n,C,H,W) once they have left
     attention: Tensor | None  # (n,*S)
     trust: Tensor | None = None  # (n,): with a gate, its estimates
     refusals: Tensor | None = None  # (n,): with a gate, the exits before that it refused, as bits
@@ -168,7 +169,7 @@ class Router:
             refused = refusals[0] if refusals else torch.zeros_like(where)
             batch = batch._replace(trust=torch.ones_like(scores), refusals=refused)
         if k == policy.num_exits - 1:
-            self._routed.append(batch)
+            self._let_leave(batch)
             return
         decision = decide(policy, k, p, scores, support)
         if is_gated:
@@ -179,14 +180,19 @@ class Router:
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
-            self._routed.append(batch)
+            self._let_leave(batch)
         elif count == 0:
             self._pools[k + 1].add(where, activations, since, entered)
         else:
             order = fired.argsort(stable=True)  # first the samples that stay, then those that leave
             stay, leave = order[: len(where) - count], order[len(where) - count :]
-            self._routed.append(batch.select(leave))
+            self._let_leave(batch.select(leave))
             self._pools[k + 1].add(where[stay], gather(activations, stay), since, entered)
+
+    def _let_leave(self, batch: ExitBatch) -> None:
+        if batch.probabilities.ndim == 4:  # of pixels: only answers that leave are brought to the inputs' size
+            batch = batch._replace(probabilities=resize_probabilities(batch.probabilities, self._shapes[0][1:]))
+        self._routed.append(batch)
 
 
 @dataclass

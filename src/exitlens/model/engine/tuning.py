@@ -19,7 +19,7 @@ from exitlens.errors import InputError, require
 from exitlens.model._torch_compat import has_hooks
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.cutting.trace import get_callee_name
-from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.heads import ExitHead, KeptHead, NeckHead
 from exitlens.model.mixing import has_self_attention
 from exitlens.model.process import THREAD_LIMIT, keep_memory
 from exitlens.types.inputs import set_channels_last
@@ -168,7 +168,7 @@ def prepare_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     twin = copy.deepcopy(head).eval().requires_grad_(False)
     if isinstance(twin, KeptHead):
         twin.tail.replace_evaluation(prepare_graph(twin.tail.evaluation, tuning))
-    if isinstance(twin, EvidenceHead) and twin.neck is not None:
+    if isinstance(twin, NeckHead) and twin.neck is not None:
         twin.neck.fuse()
     return twin
 

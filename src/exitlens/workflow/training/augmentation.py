@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from exitlens.errors import InputError
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import check_choice
+from exitlens.types.tasks import IGNORE
 
 AUGMENTATIONS = ("none", "flip", "crop", "trivial")
 SMALLEST_CROP = 0.35  # share of the image's area
@@ -60,16 +61,29 @@ class Augmentation:
 
     def with_masks(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the views, and their masks ``(B,H,W)`` ``bool``, moved as the images were."""
+        views, moved = self._draw_all(images, masks, 0)
+        return views, None if moved is None else moved.bool()
+
+    def with_labels(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the views, and their labels ``(B,H,W)`` of pixels, moved as the images were; new pixels have none (255).
+
+        A transform of the user's has to say so itself, such as ``RandomRotation(10, fill={tv_tensors.Mask: 255})``.
+        """
+        views, moved = self._draw_all(images, labels.to(torch.uint8), IGNORE)
+        assert moved is not None
+        return views, moved.long()
+
+    def _draw_all(self, images: Tensor, masks: Tensor | None, fill: int) -> tuple[Tensor, Tensor | None]:
         pixels = self._shift_scale(images, back=True) if self.sees_pixels else images
         covers = [None] * len(pixels) if masks is None else [tv_tensors.Mask(mask) for mask in masks]
-        pairs = [self._draw(tv_tensors.Image(image), cover) for image, cover in zip(pixels, covers, strict=True)]
+        pairs = [self._draw(tv_tensors.Image(image), cover, fill) for image, cover in zip(pixels, covers, strict=True)]
         views = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
         if views.shape != images.shape:
             raise InputError(f"augment: expected images of {tuple(images.shape[1:])} again, got {tuple(views.shape[1:])}")
         moved = None if masks is None else torch.stack([m.as_subclass(Tensor) for _, m in pairs if m is not None])
         return self._shift_scale(views, back=False) if self.sees_pixels else views, moved
 
-    def _draw(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:  # (C,H,W), (H,W)
+    def _draw(self, image: Tensor, mask: Tensor | None, fill: int) -> tuple[Tensor, Tensor | None]:  # (C,H,W), (H,W)
         if not isinstance(self.transform, str):
             return self._apply(self.transform, image, mask)
         image, mask = self._apply(v2.RandomHorizontalFlip(), image, mask)
@@ -84,7 +98,7 @@ class Augmentation:
         if mask is None:
             return moved, None
         torch.set_rng_state(state)
-        return moved, tv_tensors.Mask(_Move()(mask.as_subclass(Tensor)[None].to(torch.uint8))[0].bool())
+        return moved, tv_tensors.Mask(_Move(fill=fill)(mask.as_subclass(Tensor)[None].to(torch.uint8))[0])
 
     @staticmethod
     def _apply(transform: v2.Transform, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

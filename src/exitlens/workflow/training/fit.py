@@ -29,6 +29,7 @@ from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
+from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.callbacks import TrainingCallback, check_callbacks, open_calls
 from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
@@ -44,8 +45,9 @@ class FitResult:
     """The result of :func:`fit`.
 
     Attributes:
-        history: one row per epoch: loss terms, validation accuracy per exit (with several labels per sample also micro-F1),
-            validation CC with the final map per early exit, seconds.
+        history: one row per epoch: loss terms, validation accuracy per exit (with several labels per sample also micro-F1,
+            with one class a pixel also ``miou``, which chooses the best epoch), validation CC with the final map per early
+            exit, seconds.
         best_epoch, kept_epoch: the epochs (from 1) of the best ``monitor`` and of the weights that the network has.
         seconds: time spent in all epochs, those of a guide and of earlier calls included.
         out_dir: directory of checkpoints and log, or ``None``.
@@ -115,6 +117,8 @@ def fit(  # noqa: PLR0913
         net: trained in place; left in evaluation mode and in its own memory format.
         train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is. If labels
             are rows ``(C,)`` of 0 and 1, the network learns to give a sample any number of labels (``info.task``).
+            Labels ``(H,W)`` are the classes of an image's pixels, 255 where a pixel has none, for a network that answers
+            these; transforms move them with the image.
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
         loss: by default ``EGTLoss()``; settings left open are chosen to suit the network
             (:meth:`~exitlens.functional.losses.EGTLoss.for_network`).
@@ -164,6 +168,7 @@ def fit(  # noqa: PLR0913
         settings = replace(settings, amp=not is_vector and ranks.share(lambda: has_fast_bfloat16(net.device)))
     with use_memory_format(net, settings.channels_last), hold_memory():  # else a fifth of ResNet-18's step is page faults
         loss = _choose_loss(loss, net, settings, train)
+        _refuse_for_pixels(net, settings)
         augmentation = _choose_augment("none" if augment is None else augment, net, train)
         moves_relevance = loss.needs_relevance and net.info.final != "keep"
         # before anything is written
@@ -184,7 +189,8 @@ def fit(  # noqa: PLR0913
             if run.note:
                 note(run.note)
             if settings.freeze_backbone and settings.cache_features is not False and not run.is_over:
-                if no_cache:
+                if no_cache or net.info.task == "segmentation":
+                    no_cache = no_cache or "the features of pixels would fill the memory"
                     note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
                 else:
                     folder = directory if ranks.is_first else None
@@ -269,12 +275,28 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
     return loss
 
 
+def _refuse_for_pixels(net: ExitNet, settings: TrainingSettings) -> None:
+    for name, is_asked in (
+        ("rely_on", settings.rely_on == "map"),
+        ("ignore", bool(settings.ignore)),
+        ("balanced", settings.balanced),
+        ("cache_features", settings.cache_features is True),
+    ):
+        if is_asked:
+            refuse_segmentation(net.info.task, f"{name}: it")
+
+
 def _choose_augment(augment: Augment | str, net: ExitNet, train: Any) -> Augment | None:
     if augment == "none":
         return None
     if not isinstance(augment, str | v2.Transform):
         if not callable(augment):
             raise InputError(f"augment: expected a function of a batch of inputs, or a name, got {type(augment).__name__}")
+        if net.info.task == "segmentation":
+            raise InputError(
+                "augment: a function of the inputs does not move the labels of pixels. Fix: pass a name, or a transform of "
+                "torchvision.transforms.v2"
+            )
         return augment
     modality = net.input_spec.modality
     if modality is not IMAGE:

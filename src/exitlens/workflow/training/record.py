@@ -157,7 +157,11 @@ def format_epoch(row: dict[str, Any], epochs: int) -> str:
     accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
     cc = " ".join(f"{c:.2f}" for c in row["cc"])
     agreement = f" | map CC with final {cc}" if cc else ""
-    labels = f" | micro-F1 {' '.join(f'{value:.3f}' for value in row['f1'])}" if "f1" in row else ""
+    labels = "".join(
+        f" | {title} {' '.join(f'{value:.3f}' for value in row[name])}"
+        for name, title in (("f1", "micro-F1"), ("miou", "mean IoU"))
+        if name in row
+    )
     return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{labels}{agreement}"
 
 
@@ -175,6 +179,6 @@ def flatten_row(row: dict[str, Any]) -> dict[str, float]:
     """Return an epoch as named numbers: ``loss_total``, ``accuracy_exit0``, ``cc_exit0`` and so on."""
     flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
     flat |= {f"loss_{name}": value for name, value in row["loss"].items()} | {"val_loss": row["val_loss"]}
-    for name in ("accuracy", "f1", "cc"):
+    for name in ("accuracy", "f1", "miou", "cc"):
         flat |= {f"{name}_exit{k}": value for k, value in enumerate(row.get(name, ()))}
     return flat

@@ -22,10 +22,11 @@ from exitlens.data.batches import Loader, as_batch, iterate_batches
 from exitlens.errors import InputError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid, pearson
+from exitlens.functional.pixels import count_confusion, measure_mean_iou
 from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.network import ExitNet
+from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import Advance
 from exitlens.ranks import ALONE, DistributedContext
@@ -33,7 +34,9 @@ from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
 from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
+from exitlens.types.traces import rate_pixels
 from exitlens.workflow.training import distributed, optimizer, record
+from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.debiasing import Guide, ShallowExpert
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
 from exitlens.workflow.training.ignoring import Ignoring
@@ -95,7 +98,8 @@ class TrainingRun:
             losses = [row["val_loss"] for row in self.history]
             values = [-loss if math.isfinite(loss) else -math.inf for loss in losses]
         else:
-            values = [sum(row["accuracy"]) if monitor == "accuracy" else row["accuracy"][-1] for row in self.history]
+            rows = [row.get("miou", row["accuracy"]) for row in self.history]
+            values = [sum(row) if monitor == "accuracy" else row[-1] for row in rows]
         return values.index(max(values)) + 1 if values else 0
 
     @property
@@ -234,7 +238,11 @@ class TrainingRun:
                 strength = 1 - 1 / (2 if labels.ndim == 2 else self.net.info.num_classes)  # see ShallowExpert
             elif self.guide is not None:
                 inputs, strength, is_whole = self.guide.exchange(inputs, labels)
-            yield self.augment(inputs) if self.augment else inputs, labels, strength, is_whole
+            if isinstance(self.augment, Augmentation) and isinstance(inputs, Tensor) and labels.ndim == 3:
+                inputs, labels = self.augment.with_labels(inputs, labels)
+            elif self.augment:
+                inputs = self.augment(inputs)
+            yield inputs, labels, strength, is_whole
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
         """Return the user's own loader with seeded generators, or a loader of the data set in an order given by the seed."""
@@ -260,7 +268,8 @@ class TrainingRun:
         """Return means over the validation data, as the history has them.
 
         ``accuracy`` and ``cc`` (correlation with the final exit's map) are lists by exit; with several labels per sample,
-        ``accuracy`` is subset accuracy and ``f1`` the micro-F1. ``val_loss`` is the loss's classification term.
+        ``accuracy`` is subset accuracy and ``f1`` the micro-F1; with one class a pixel it is the share of pixels, and
+        ``miou`` the mean IoU over classes. ``val_loss`` is the loss's classification term.
         """
         net: ExitNet | CachedHeads = self.net
         if self.frozen is not None and self.frozen.val is not None:
@@ -268,7 +277,10 @@ class TrainingRun:
         correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
         total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
         hits, marks = torch.zeros(net.num_exits, dtype=torch.float64), torch.zeros(net.num_exits, dtype=torch.float64)
-        batch_size = max(self.settings.batch_size, 64)
+        batch_size, confusion = max(self.settings.batch_size, 64), torch.zeros(0, dtype=torch.float64)
+        if self.net.info.task == "segmentation":
+            batch_size, classes = self.settings.batch_size, self.net.info.num_classes
+            confusion = torch.zeros(net.num_exits, classes, classes, dtype=torch.float64)
         with self.ranks.together(), switch_mode(net, False), torch.no_grad():
             val = batches.take_share(val, batch_size, self.ranks, "val")
             bar.reset(bar_task, total=batches.count_batches(val, batch_size))
@@ -276,12 +288,13 @@ class TrainingRun:
                 labels = require_labels(target, "val")
                 net.check_input(inputs, "val")
                 outputs: Sequence[ExitOutput] = net(inputs)
-                check_truth(labels, count_rows(inputs), outputs[0].logits.shape[1], name="val labels")
-                task = task_of_labels(labels)
+                task = check_task(labels, count_rows(inputs), self.net.info)
                 count += len(labels)
                 total += self.loss.classify(outputs, labels).item() * len(labels)
                 for k, out in enumerate(outputs):
                     answers = find_answers(out.logits, task)
+                    if len(confusion):
+                        confusion[k] += count_confusion(answers, labels, len(confusion[k])).sum(0).cpu()
                     correct[k] += are_same(answers, labels, task).sum().cpu()
                     if task == "multilabel":
                         hits[k] += (answers & labels.bool()).sum().cpu()
@@ -290,10 +303,12 @@ class TrainingRun:
                         cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
                 SHARED_CORES.adapt()
                 bar.advance(bar_task)
-        self.ranks.add([correct, cc, total, count, hits, marks])
+        self.ranks.add([correct, cc, total, count, hits, marks, *([confusion] if len(confusion) else [])])
         if not count:
             raise InputError("val: expected at least one batch, got none")
         row = {"accuracy": (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
+        if len(confusion):
+            row |= {"accuracy": rate_pixels(confusion).tolist(), "miou": measure_mean_iou(confusion).tolist()}
         return row | {"f1": (2 * hits / marks.clamp_min(1)).tolist()} if marks.any() else row
 
     def save(self, row: dict[str, Any]) -> None:
@@ -395,5 +410,11 @@ def check_validation(net: ExitNet, val: Any) -> Task:
         raise InputError("val: expected at least one batch, got none")
     labels = require_labels(first.labels, "val")
     net.check_input(first.inputs, "val")
-    check_truth(labels, count_rows(first.inputs), net.info.num_classes, name="val labels")
-    return task_of_labels(labels)
+    return check_task(labels, count_rows(first.inputs), net.info)
+
+
+def check_task(labels: Tensor, count: int, info: NetworkInfo) -> Task:
+    """Return the task that the labels imply; raise :class:`InputError` where the network cannot be trained for it."""
+    given = task_of_labels(labels)
+    check_truth(labels, count, info.num_classes, info.task if "segmentation" in (given, info.task) else None, "val labels")
+    return given

@@ -1,0 +1,94 @@
+"""Tiles of images leave each for itself, and answer what the whole image answers where the halo is large enough."""
+
+import math
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.functional.pixels import join_tiles, split_tiles
+from exitlens.types import Tiles
+from tests.conftest import TinyNet, make_pixel_set, make_unet
+
+IMAGES = torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+NEVER = (math.inf, math.inf)
+
+
+def test_tiles_are_cut_row_by_row_and_joined_again():
+    x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
+    tiles = split_tiles(x, (2, 3))
+    assert tiles.shape == (12, 3, 2, 2)
+    assert torch.equal(tiles[1], x[0, :, :2, 2:4])
+    assert torch.equal(tiles[9], x[1, :, 2:, :2])
+    assert torch.equal(join_tiles(tiles, (2, 3)), x)
+    assert torch.equal(join_tiles(split_tiles(x[:, 0], (4, 2)), (4, 2)), x[:, 0])
+
+
+@pytest.mark.parametrize("thresholds", [NEVER, (0.0, 0.0), (2.0, 2.0), None, (math.inf, 0.4)])
+def test_with_a_halo_as_large_as_what_is_seen_tiles_answer_as_the_whole(thresholds):
+    net, tiles = make_unet(), Tiles(32, 32)
+    medians = xl.collect(net, IMAGES, tiles=tiles).logits.scores[:, :-1, 0].quantile(0.5, 0).tolist()
+    pred = xl.predict(net, IMAGES, xl.Policy(thresholds or medians, score="mean_probability"), tiles=tiles)
+    with torch.no_grad():
+        outs = net(IMAGES)
+    assert pred.tile_exits.shape == (2, 4, 3)
+    wholes = torch.stack([split_tiles(out.logits.softmax(1), (4, 3)) for out in outs])
+    chosen = wholes[pred.tile_exits.flatten(), torch.arange(24)]
+    torch.testing.assert_close(split_tiles(pred.probabilities, (4, 3)), chosen, atol=1e-5, rtol=1e-5)
+    assert torch.equal(pred.labels, pred.probabilities.argmax(1))
+    assert torch.equal(pred.exits, pred.tile_exits.flatten(1).amax(1))
+    if thresholds is None:
+        assert len(pred.tile_exits.unique()) == 3
+
+
+def test_a_halo_that_is_too_small_changes_something():
+    net = make_unet()
+    pred = xl.predict(net, IMAGES, xl.Policy(NEVER, score="mean_probability"), tiles=Tiles(32, 0))
+    assert (pred.probabilities - net(IMAGES)[-1].logits.softmax(1)).abs().max() > 1e-3
+
+
+def test_a_trace_of_tiles_says_what_tiles_do():
+    net, tiles = make_unet(), Tiles(8, 8)
+    data = make_pixel_set(20)
+    trace = xl.collect(net, data, tiles=tiles)
+    assert (len(trace), trace.num_groups) == (80, 20)
+    assert trace.groups.tolist() == torch.arange(20).repeat_interleave(4).tolist()
+    overhead = 16 * 16 / 64  # windows end at the image's edges
+    torch.testing.assert_close(trace.cost, net.cost[0] + (net.cost - net.cost[0]) * overhead)
+    scores = trace.logits.scores[:, :-1, 0].sort(0).values
+    policy = xl.Policy(((scores[40] + scores[41]) / 2).tolist(), score="mean_probability")
+    pred = xl.predict(net, data.inputs, policy, tiles=tiles)
+    assert torch.equal(pred.tile_exits.flatten(), xl.route(trace, policy))
+    right = (split_tiles(pred.labels, (2, 2)) == split_tiles(data.labels, (2, 2))).flatten(1)
+    known = (split_tiles(data.labels, (2, 2)) != 255).flatten(1)
+    share = (right & known).sum(1) / known.sum(1)
+    torch.testing.assert_close(trace.accuracy.gather(1, pred.tile_exits.flatten()[:, None])[:, 0], share)
+    promised = xl.calibrate(trace, max_pixel_error_drop=0.9, delta=0.2)
+    assert promised.calibration.groups == 20
+
+
+@pytest.mark.parametrize(
+    ("tiles", "message"),
+    [
+        (Tiles(40, 8), r"images whose sides are multiples of 40, got \(128, 96\)"),
+        (Tiles(2, 0), "features of 4 pixels a cell do not divide a side of 2"),
+        (Tiles(32, 6), "a halo of 6. Fix: choose multiples of 4"),
+        ((32, 8), "tiles: expected Tiles, got tuple"),
+    ],
+)
+def test_tiles_that_do_not_fit(tiles, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.predict(make_unet(), IMAGES, xl.Policy((0.5, 0.5), score="mean_probability"), tiles=tiles)
+
+
+def test_tiles_are_for_pixels(net, images):
+    with pytest.raises(xl.errors.InputError, match="tiles: they are for answers to each pixel"):
+        xl.predict(net, images, xl.Policy((0.5, 0.5)), tiles=Tiles(8, 0))
+    with pytest.raises(xl.errors.InputError, match="tiles: they are for answers to each pixel"):
+        xl.collect(net, images, tiles=Tiles(8, 0))
+
+
+def test_a_classifier_with_decoders_has_tiles_too():
+    net = xl.attach(TinyNet(), ["a", "b"], 4, IMAGES[:1, :, :96], task="segmentation").eval()
+    pred = xl.predict(net, IMAGES, xl.Policy((2.0, 2.0), score="mean_probability"), tiles=Tiles(32, 32))
+    torch.testing.assert_close(pred.probabilities, net(IMAGES)[-1].logits.softmax(1), atol=1e-5, rtol=1e-5)
