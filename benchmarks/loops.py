@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import exitlens as xl
@@ -47,6 +47,7 @@ LOOPS = {
     "accelerate": "accelerate",
 }  # headings
 CONTROL = "another seed"
+AS_IT_STANDS = "bare loop, `OneCycleLR`"  # with PyTorch's rates in place of those of ``fit``
 COMPILED = "compile"
 NETS = {"conv": "convolutional", "vit": "transformer"}
 SEEDS, BATCH, EPOCHS = 2, 32, 4
@@ -123,6 +124,7 @@ def measure_loops(kind: str, seed: int, epochs: int = EPOCHS) -> Tree:
     reference = train_by_fit(copy.deepcopy(start), data, seed, epochs)
     maps = [out.attention for out in answer(reference, images)]
     trained = {CONTROL: train_by_fit(build_network(kind, seed + 100, example), data, seed + 100, epochs)}
+    trained[AS_IT_STANDS] = train_by_block("bare loop", copy.deepcopy(start), data, seed, epochs, OneCycleLR)
     trained |= {loop: train_by_block(loop, copy.deepcopy(start), data, seed, epochs) for loop in LOOPS}
     tree: Tree = {"fit": {"accuracy": score(reference, images, labels)}}
     for name, net in trained.items():
@@ -140,7 +142,14 @@ def train_by_fit(net: xl.ExitNet, data: dict[str, TensorDataset], seed: int, epo
     return net
 
 
-def train_by_block(loop: str, net: xl.ExitNet, data: dict[str, TensorDataset], seed: int, epochs: int) -> xl.ExitNet:
+def train_by_block(
+    loop: str,
+    net: xl.ExitNet,
+    data: dict[str, TensorDataset],
+    seed: int,
+    epochs: int,
+    rates: type[LRScheduler] = Rates,
+) -> xl.ExitNet:
     """Run a block of the page on this network and these data, with the batches of ``fit``."""
     from transformers import Trainer
 
@@ -155,7 +164,7 @@ def train_by_block(loop: str, net: xl.ExitNet, data: dict[str, TensorDataset], s
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
         patch.object(Trainer, "get_train_dataloader", open_loader),
-        patch.object(torch.optim.lr_scheduler, "OneCycleLR", Rates),
+        patch.object(torch.optim.lr_scheduler, "OneCycleLR", rates),
     ):
         exec(compile(read_block(LOOPS[loop]), str(PAGE), "exec"), {"torch": torch, "xl": xl, "loader": loader, **names})
     return net
@@ -221,7 +230,7 @@ def write_table(runs: Runs) -> list[str]:
     rows = []
     for kind, title in NETS.items():
         chosen = select(runs, kind)
-        for loop in ("fit", *LOOPS, CONTROL) if chosen else ():
+        for loop in ("fit", *LOOPS, AS_IT_STANDS, CONTROL) if chosen else ():
             accuracy, apart, maps = join_means([run[loop]["accuracy"] for run in chosen], 1, 100), "", ""
             if loop != "fit":
                 apart, maps = f"{find_gap(chosen, loop):.2f}", f"{min(min(run[loop]['maps']) for run in chosen):.3f}"
