@@ -1,4 +1,4 @@
-"""Training loops of other people against ``fit``: the blocks of docs/guides/loops.md, with the batches, starting weights and rates of ``fit``.
+"""Training loops of other people against ``fit``: the blocks of docs/guides/loops.md, with the batches and starting weights of ``fit``.
 
 Handwritten digits of scikit-learn, enlarged to 16x16, for a small convolutional network and a small transformer. Each cell is a network
 and a seed; in it, ``fit`` of another seed shows how far networks differ that were trained apart. One thread, float32.
@@ -18,7 +18,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import exitlens as xl
@@ -37,7 +36,6 @@ from benchmarks.harness import (
 )
 from benchmarks.results import Runs, Tree
 from exitlens.functional.maps import pearson
-from exitlens.workflow.training.optimizer import one_cycle_rate
 
 PAGE = ROOT / "docs" / "guides" / "loops.md"
 LOOPS = {
@@ -47,7 +45,6 @@ LOOPS = {
     "accelerate": "accelerate",
 }  # headings
 CONTROL = "another seed"
-AS_IT_STANDS = "bare loop, `OneCycleLR`"  # with PyTorch's rates in place of those of ``fit``
 COMPILED = "compile"
 NETS = {"conv": "convolutional", "vit": "transformer"}
 SEEDS, BATCH, EPOCHS = 2, 32, 4
@@ -66,17 +63,6 @@ class Order(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         self.seed += 1
         return iter(torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed)).tolist())
-
-
-class Rates(LRScheduler):
-    """Follows the curve of ``fit``, in place of PyTorch's OneCycleLR, which ends a step earlier."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, max_lr: float, total_steps: int, cycle_momentum: bool) -> None:
-        self.peak, self.steps = max_lr, total_steps
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float]:
-        return [one_cycle_rate(self.last_epoch / self.steps, self.peak)]
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -124,7 +110,6 @@ def measure_loops(kind: str, seed: int, epochs: int = EPOCHS) -> Tree:
     reference = train_by_fit(copy.deepcopy(start), data, seed, epochs)
     maps = [out.attention for out in answer(reference, images)]
     trained = {CONTROL: train_by_fit(build_network(kind, seed + 100, example), data, seed + 100, epochs)}
-    trained[AS_IT_STANDS] = train_by_block("bare loop", copy.deepcopy(start), data, seed, epochs, OneCycleLR)
     trained |= {loop: train_by_block(loop, copy.deepcopy(start), data, seed, epochs) for loop in LOOPS}
     tree: Tree = {"fit": {"accuracy": score(reference, images, labels)}}
     for name, net in trained.items():
@@ -142,14 +127,7 @@ def train_by_fit(net: xl.ExitNet, data: dict[str, TensorDataset], seed: int, epo
     return net
 
 
-def train_by_block(
-    loop: str,
-    net: xl.ExitNet,
-    data: dict[str, TensorDataset],
-    seed: int,
-    epochs: int,
-    rates: type[LRScheduler] = Rates,
-) -> xl.ExitNet:
+def train_by_block(loop: str, net: xl.ExitNet, data: dict[str, TensorDataset], seed: int, epochs: int) -> xl.ExitNet:
     """Run a block of the page on this network and these data, with the batches of ``fit``."""
     from transformers import Trainer
 
@@ -164,7 +142,6 @@ def train_by_block(
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
         patch.object(Trainer, "get_train_dataloader", open_loader),
-        patch.object(torch.optim.lr_scheduler, "OneCycleLR", rates),
     ):
         exec(compile(read_block(LOOPS[loop]), str(PAGE), "exec"), {"torch": torch, "xl": xl, "loader": loader, **names})
     return net
@@ -230,7 +207,7 @@ def write_table(runs: Runs) -> list[str]:
     rows = []
     for kind, title in NETS.items():
         chosen = select(runs, kind)
-        for loop in ("fit", *LOOPS, AS_IT_STANDS, CONTROL) if chosen else ():
+        for loop in ("fit", *LOOPS, CONTROL) if chosen else ():
             accuracy, apart, maps = join_means([run[loop]["accuracy"] for run in chosen], 1, 100), "", ""
             if loop != "fit":
                 apart, maps = f"{find_gap(chosen, loop):.2f}", f"{min(min(run[loop]['maps']) for run in chosen):.3f}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional import maps as measures
+from exitlens.functional.schedules import ramp
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
 from exitlens.types.tasks import IGNORE, check_truth
@@ -117,11 +118,6 @@ _NUMBERS = {
 FLOOR = 0.2  # least perplexity of targets, as a share of the locations
 FLOOR_AFTER = 10  # epochs without a floor; it rises over as many
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
-
-
-def ramp(progress: float, share: float) -> float:
-    """Return the factor of the consistency weight: linear from 0 to 1 over the first ``share`` of training, then 1."""
-    return 1.0 if share <= 0 else min(1.0, max(0.0, progress) / share)
 
 
 def consistency_loss(

@@ -15,6 +15,7 @@ from exitlens.display import html_table
 from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import answer_score, gradient_x_input, place
+from exitlens.functional.schedules import one_cycle_rate
 from exitlens.modalities import Modality, find_modality
 from exitlens.model._torch_compat import list_member_tables
 from exitlens.model.cutting.boundaries import Kind
@@ -306,6 +307,8 @@ class ExitNet(nn.Module):
         output of every exit. DistributedDataParallel and other trainers wrap the module as any other; it trains this
         network, which is used by itself afterwards. In evaluation mode the loss is the classification term alone.
 
+        ``torch.optim.lr_scheduler.LambdaLR(optimizer, model.scale_rate)`` gives the learning rates of ``fit``, too.
+
         Args:
             loss: settings left open are chosen to suit the network (:meth:`choose_loss`).
             steps: of the optimiser, in the whole training; the weight of consistency rises over them.
@@ -479,3 +482,7 @@ class Objective(nn.Module):
         seen = observe(inputs, **loss.ask(self.frozen))
         additions = {} if seen.relevance is None else {"relevance": seen.relevance}
         return loss(seen.outputs, labels, progress, seen.features, **additions), seen.outputs
+
+    def scale_rate(self, step: int) -> float:
+        """Return the learning rate of :func:`exitlens.fit` at a step, from 0, as a share of its peak: for ``LambdaLR``."""
+        return one_cycle_rate(step / self.steps, 1.0)

@@ -240,6 +240,7 @@ def test_a_loop_of_ones_own_ends_with_the_weights_of_fit(tiny_set, loss, epochs,
         terms, outputs = model(images, labels, step)
         terms.total.backward()
         apply_gradients(optimizer, step / len(batches), settings)
+        assert model.scale_rate(step) == pytest.approx(optimizer.param_groups[0]["lr"] / settings.learning_rate)
         optimizer.zero_grad()
     assert equal(weights(net), weights(reference))
     assert not equal(weights(net), weights(fresh()))

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
+from exitlens.functional.schedules import one_cycle_rate
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.optimizer import (
@@ -12,7 +13,6 @@ from exitlens.workflow.training.optimizer import (
     load_slots,
     make_optimizer,
     number_blocks,
-    one_cycle_rate,
 )
 from tests.conftest import make_net
 from tests.texts import make_text_net
@@ -125,22 +125,6 @@ def test_the_count_of_steps_is_not_rounded_to_the_parameter():
     load_slots(optimizer, slots, "optimizer")
     assert optimizer.state[scale]["step"] == 301  # bfloat16 has 300 and 302
     assert optimizer.state[scale]["exp_avg"].dtype == torch.bfloat16
-
-
-def test_warm_up_may_be_short_or_absent():
-    assert one_cycle_rate(0.1, 1.0, 0.1) == 1.0
-    assert one_cycle_rate(0.0, 1.0, 0.0) == 1.0
-    assert one_cycle_rate(0.05, 1.0, 0.1) == pytest.approx(0.52)
-
-
-def test_equals_torch_one_cycle():
-    steps = 1001
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps, pct_start=0.3)
-    for step in range(steps - 1):
-        assert one_cycle_rate(step / (steps - 1), 0.1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=2e-2, abs=2e-5)
-        optimizer.step()
-        schedule.step()
 
 
 def _fill(net, value):

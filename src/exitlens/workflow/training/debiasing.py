@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import TrainingError
-from exitlens.functional.losses import generalised_cross_entropy, ramp, sample_losses, weigh_difficulty
+from exitlens.functional.losses import generalised_cross_entropy, sample_losses, weigh_difficulty
 from exitlens.functional.maps import find_locations, geometric_mean, place, pool_moments
+from exitlens.functional.schedules import ramp
 from exitlens.modalities import IMAGE
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from exitlens.errors import InputError, TrainingError
+from exitlens.functional.schedules import one_cycle_rate
 from exitlens.model.backbones.weights import unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads import KeptHead
@@ -107,16 +107,6 @@ def load_slots(optimizer: Optimizer, tensors: Mapping[str, Tensor], prefix: str)
 def list_trained(optimizer: Optimizer) -> list[nn.Parameter]:
     """Return all parameters of an optimiser, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
-    """Return the learning rate at ``progress`` in [0, 1]: up from peak/25 over the share ``warm``, down to peak/250,000.
-
-    Shape and constants are those of ``torch.optim.lr_scheduler.OneCycleLR``.
-    """
-    low, end = peak / 25, peak / 25 / 1e4
-    start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
-    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def apply_gradients(optimizer: Optimizer, progress: float, settings: TrainingSettings) -> None:
