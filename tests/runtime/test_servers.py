@@ -33,8 +33,8 @@ def test_answers_are_those_of_predict(runtime, images):
 
 
 def test_outputs_and_inputs_are_known_by_name(runtime, images):
-    with pytest.raises(er.InputError, match=r"label, probabilities, exit, .* got lable"):
-        answer(runtime, {"inputs": images.numpy()}, ["lable"])
+    with pytest.raises(er.InputError, match=r"label, probabilities, exit, .* got depth"):
+        answer(runtime, {"inputs": images.numpy()}, ["depth"])
     with pytest.raises(er.InputError, match=r"named \['inputs'\], got \['images'\]"):
         answer(runtime, {"images": images.numpy()})
 
@@ -50,7 +50,7 @@ def test_a_bad_request_fails_alone(runtime, images):
     assert set(third) == {"label", *MAPS}
     assert (np.concatenate([first["label"], third["label"]]) == answer(runtime, {"inputs": good[:4]})["label"]).all()
     assert isinstance(answer_requests(runtime, [{"inputs": bad}], [()])[0], er.InputError)
-    assert isinstance(answer_requests(runtime, given[:1], [("lable",)])[0], er.InputError)
+    assert isinstance(answer_requests(runtime, given[:1], [("depth",)])[0], er.InputError)
 
 
 class Request(dict):
