@@ -312,10 +312,12 @@ def test_the_largest_running_share_counts_from_some_answers_on():
     lost[:100] = True
     assert adapting.find_worst(lost) == pytest.approx(100 / 5001)
     run = {"streams": 2, "length": 10, "over": [0.01, 0.03], "over_fixed": [0.03, 0.03], "cost": [0.2, 0.3]}
-    run |= {"cost_fixed": [0.4, 0.3], "saved": [0.9, 1.0], "audited": [0.02, 0.02], "microseconds": [17.0, 18.0]}
-    over, cost, saved, audited, _ = adapting.list_promises({"scenes/steady": run})
+    run |= {"cost_fixed": [0.4, 0.3], "saved": [0.9, 1.0], "audited": [0.02, 0.02]}
+    runs = {"scenes/steady": run, "time": {"microseconds": [17.0, 18.0]}}
+    over, cost, saved, audited, spent = adapting.list_promises(runs)
     assert (over.measured, cost.measured, saved.measured, audited.state) == (0.5, 0.75, 0.95, "kept")
-    assert adapting.write_tables({"scenes/steady": run})[2].startswith("| scenes/steady | 2 | 50.0 | 100.0 | 0.020 |")
+    assert spent.measured == 17.5
+    assert adapting.write_tables(runs)[2].startswith("| scenes/steady | 2 | 50.0 | 100.0 | 0.020 |")
 
 
 def test_rivals_of_thresholds_that_adapt_answer_a_stream():
