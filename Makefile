@@ -40,10 +40,10 @@ hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
 	$(BIN)/pre-commit install
 
 test: $(VENV)/.test  ## the quick tests, in random order
-	$(PYTEST) -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long" --ignore tests/ecosystem
 
 test-slow: $(VENV)/.installed  ## the tests marked slow but not long
-	$(PYTEST) -m "slow and not long" $$(grep -rl --include='*.py' 'mark\.slow' tests)
+	$(PYTEST) -m "slow and not long" $$(grep -rl --include='*.py' --exclude-dir=ecosystem 'mark\.slow' tests)
 
 test-all: $(VENV)/.installed  ## all tests, those marked long, too, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered

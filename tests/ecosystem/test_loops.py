@@ -31,6 +31,7 @@ ALONGSIDE = {  # for two processes
     "Lightning": {'accelerator="cpu"': 'accelerator="cpu", devices=2, strategy="ddp"'},
     "transformers.Trainer": {"use_cpu=True": 'use_cpu=True, ddp_backend="gloo"'},
 }
+pytest.importorskip("accelerate")  # Trainer needs it, too
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # the packages warn of many things
 each_section = pytest.mark.parametrize("section", PACKAGES)
 
