@@ -86,8 +86,11 @@ class Observed:
     def select(self, rows: Tensor | slice) -> Observed:
         """Return some of them, without their answers."""
         columns = (getattr(self, name)[rows] for name in KINDS)
-        chosen = torch.arange(len(self.exits))[rows].tolist() if self.names else ()
-        return self._of(columns, tuple(self.names[i] for i in chosen))
+        if not self.names:
+            return self._of(columns, ())
+        if isinstance(rows, slice):
+            return self._of(columns, self.names[rows])
+        return self._of(columns, tuple(self.names[i] for i in torch.arange(len(self.exits))[rows].tolist()))
 
     def select_finite(self) -> Observed:
         """Return those whose scores and losses are numbers."""
@@ -96,6 +99,8 @@ class Observed:
     def join(self, others: Observed) -> Observed:
         """Return these and others, without their answers."""
         columns = (torch.cat([getattr(self, name), getattr(others, name)]) for name in KINDS)
+        if not self.names and not others.names:
+            return self._of(columns, ())
         names = (part.names or ("",) * len(part.exits) for part in (self, others))
         return self._of(columns, sum(names, ()))
 
