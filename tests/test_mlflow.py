@@ -57,6 +57,7 @@ def encode(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_raw_samples_are_read_as_elsewhere():
     pandas = pytest.importorskip("pandas")
     model, pixels = make_model(), np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)

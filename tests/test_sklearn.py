@@ -92,6 +92,7 @@ def test_a_fit_is_repeatable_and_leaves_the_global_generator_alone(iris, model):
     assert np.array_equal(again.predict_proba(iris[0]), model.predict_proba(iris[0]))
 
 
+@pytest.mark.slow
 def test_what_is_saved_comes_back(iris, model, tmp_path):
     X, _ = iris
     path = model.save(tmp_path / "bundle")

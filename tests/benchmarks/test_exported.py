@@ -88,6 +88,7 @@ def test_the_layer_changes_nothing_and_is_what_exit_0_reads(net, images):
         assert torch.equal(seen[0], net.stage(0)(images)[0])
 
 
+@pytest.mark.slow
 def test_maps_of_others_are_judged_as_faithfulness_judges_ours(net):
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (12, 3, 16, 16), generator=rng, dtype=torch.uint8)

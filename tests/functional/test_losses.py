@@ -256,6 +256,7 @@ def test_target_sharpness_and_steps_suit_the_network_unless_given(loss, network,
     assert chosen.separates_maps == (loss.of == "attention" and loss.weight > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["mean", "product"])
 def test_maps_that_follow_their_own_targets_do_not_shrink_to_one_cell(target):
     relevance = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1

@@ -55,6 +55,7 @@ def test_bad_attach_arguments(arguments, message):
         xl.attach(**values)
 
 
+@pytest.mark.slow
 def test_a_network_that_ends_before_the_backbone_does(images, tmp_path):
     """It is the whole one's exits so far, and costs what they cost."""
     whole, cut = (xl.attach(TinyNet(), at, 4, images, end=end).eval() for at, end in ((["a", "b"], ""), (["a"], "b")))

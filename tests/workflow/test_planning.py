@@ -47,6 +47,7 @@ def test_more_samples_save_more():
     json.dumps(plan.to_dict())
 
 
+@pytest.mark.slow
 def test_copies_of_a_group_are_groups_of_their_own():
     grouped = xl.plan_samples(REQUEST, random_trace(180).with_groups(torch.arange(180) // 3), draws=2)
     assert (grouped.unit, grouped.at_hand, grouped.sizes[-1].units) == ("groups", 60, 1280)

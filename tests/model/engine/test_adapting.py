@@ -251,6 +251,7 @@ def test_scores_that_are_no_numbers_are_not_learnt_from():
     assert adaptive.policy.thresholds[0] < 0.7
 
 
+@pytest.mark.slow
 def test_a_limit_on_divergence_holds_where_maps_move_apart():
     trace = stream([(15_000, 0.6), (15_000, 0.9)])
     distance = trace.answers != trace.answers[:, -1:]
@@ -326,6 +327,7 @@ def test_a_copy_of_one_with_a_folder_has_none(tmp_path):
     make().close()  # nothing to give back
 
 
+@pytest.mark.slow
 def test_one_that_only_proposes_leaves_samples_as_they_are_and_counts_what_it_would_do():
     trace = stream([(5000, 0.55), (15_000, 0.8)])
     acting, proposing = (make(limit=0.05, warm_up=10_000, act=act) for act in (True, False))

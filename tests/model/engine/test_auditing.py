@@ -81,6 +81,7 @@ def test_many_samples_at_once_leave_as_early_as_few():
     assert adaptive.status.open == 0
 
 
+@pytest.mark.slow
 def test_threads_share_the_counts():
     adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.1, warm_up=1000, audit=0.15, seed=0)
     mixed = torch.cat([EASY.expand(90, 3, 2), WRONG.expand(6, 3, 2)])
