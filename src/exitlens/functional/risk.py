@@ -24,9 +24,7 @@ class Risk:
     """One risk of a routing, and the limit on it."""
 
     name: str
-    values: (
-        Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless spending is the risk, or it is absolute
-    )
+    values: Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless it is absolute or spending
     limit: float  # on the mean, in [0, 1]
     kind: Literal["binary", "ternary", "unit", "signed"]  # losses are 0 or 1; -1, 0 or 1; in [0, 1]; in [-1, 1]
     rows: Tensor | None = None  # (N,) bool: the samples in the mean; None: all
