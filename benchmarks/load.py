@@ -259,11 +259,18 @@ class Capacity:
 
 
 def find_capacity(
-    run_at: Callable[[float], Trial], limit: float, start: float, *, spread: float = 0.02, repeats: int = 3, tries: int = 2
+    run_at: Callable[[float], Trial],
+    limit: float,
+    start: float,
+    *,
+    step: float = 2.0,
+    spread: float = 0.02,
+    repeats: int = 3,
+    tries: int = 2,
 ) -> Capacity:
     """Find the highest rate whose 99th percentile is within the limit (seconds), with no failure.
 
-    Doubles or halves, bisects until the rate is known to ``spread``, and confirms it by the median of ``repeats`` trials. A rate is too
+    Goes up or down by ``step``, bisects until the rate is known to ``spread``, and confirms it by the median of ``repeats`` trials. A rate is too
     high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail. Raises ``RuntimeError`` if
     the load was at its own limit when a rate failed, because the server may sustain more.
     """
@@ -277,14 +284,14 @@ def find_capacity(
                 raise RuntimeError(f"at {rate:.0f} requests a second the load computed for {trial.busy:.0%} of the time")
         return False
 
-    low, high = start, 2 * start
+    low, high = start, step * start
     if passes(start):
         while passes(high):
-            low, high = high, 2 * high
+            low, high = high, step * high
     else:
-        low, high = start / 2, start
+        low, high = start / step, start
         while low >= LEAST and not passes(low):
-            low, high = low / 2, low
+            low, high = low / step, low
     while low >= LEAST and high / low > 1 + 2 * spread:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if passes(middle) else (low, middle)
