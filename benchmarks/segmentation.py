@@ -1,0 +1,351 @@
+"""One class a pixel: how fast networks with exits are at a certified loss of mean IoU, beside static networks of equal time.
+
+Cells: TASK/BACKBONE-KIND-SEED, where KIND is ``exits`` (ours), ``full`` (the plain network), ``narrow-N`` (N % of the channels) or
+``cut-N`` (the decoder of exit N is the last one), both distilled from the full one; after them TASK/BACKBONE-time-SEED, which wants an idle
+machine; TASK/BACKBONE-broken-SEED (1,000 certificates on draws of test images); and ``memory`` (of collecting 2,000 large images).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import exitlens as xl
+from benchmarks.harness import Job, Promise, Study, join_means, promise_table, run_alone, table
+from benchmarks.results import Runs, Tree
+from benchmarks.static import FULL, TIME, Teacher, interpolate, make_loss
+from benchmarks.traces import read_peak_memory
+from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
+from exitlens.functional.pixels import measure_mean_iou
+from exitlens.functional.risk import list_risks
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.timing import Work, describe_machine, interleave
+from exitlens.types.inputs import split_rows
+from exitlens.types.settings import PIXEL_SCORES, CalibrationRequest
+
+SIDE, OBJECTS, TRAIN, HELD, TEST = 64, 3, 6000, 1000, 2000  # pixels, garments an image, images
+EPOCHS, BATCH, SEEDS = 12, 64, 3
+LIMIT, DELTA = 0.01, 0.1  # mean loss of an image's mean IoU, certified
+DRAWS, DRAWN = 1000, 300
+BATCHES, SAMPLES, ROUNDS, SECONDS = (1, 16), 192, 7, 60.0
+SPEED, GAIN, MEGABYTES = 2.0, 0.01, 500
+EXITS, BROKEN = "exits", "broken"
+LIMITS: dict[str, dict[str, Any]] = {
+    "mean IoU": {"max_miou_drop": 0.03},
+    "wrong pixels": {"max_pixel_error_drop": 0.01},
+    "missed area of the second class": {"max_missed_area": {1: 0.2}},
+    "disagreement": {"max_disagreement": 0.05},
+}
+
+
+class UNet(nn.Module):
+    """An encoder of four levels and a decoder with skip connections (arXiv 1505.04597), with batch norm."""
+
+    def __init__(self, classes: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        stem, *deeper = widths
+        self.stem = _block(3, stem)
+        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), _block(a, b)) for a, b in zip(widths, deeper, strict=False))
+        self.grow = nn.Upsample(scale_factor=2, mode="bilinear")
+        pairs = list(zip(widths, deeper, strict=False))[::-1]
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in pairs)
+        self.last = nn.Conv2d(stem, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B,C,H,W)``."""
+        levels = [self.stem(x)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels.pop()
+        for up in self.up:
+            x = up(torch.cat([levels.pop(), self.grow(x)], 1))
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network by the width of its channels, where its exits are, and what of it rivals have less of."""
+
+    make: Callable[[int, Sequence[int]], nn.Module]  # of classes and channels
+    widths: tuple[int, ...]
+    at: tuple[str, ...]
+    final: str
+    narrow: tuple[int, ...] = (35, 50, 71)  # per cent of the channels
+    cut: tuple[int, ...] = (0, 1)  # exits whose decoder may be the last
+
+    def build(self, classes: int, example: Tensor, at: Sequence[str], percent: int = 100) -> xl.ExitNet:
+        widths = [8 * round(width * percent / 800) for width in self.widths]
+        settings: Any = {"task": "segmentation", "final": self.final}
+        return xl.attach(self.make(classes, widths), list(at), classes, example, **settings)
+
+    def build_cut(self, classes: int, example: Tensor, exit_: int) -> xl.ExitNet:
+        """Return the network up to an exit, and the decoder there, without the rest."""
+        net = self.build(classes, example, self.at[exit_ : exit_ + 1])
+        return xl.ExitNet(
+            [net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, replace(net.info, at=()), net.input_spec
+        )
+
+
+BACKBONES = {
+    "small": Backbone(
+        lambda classes, widths: SmallResNet(classes, 3, widths[0], widths[1:]),
+        (32, 48, 96, 128, 128),
+        ("layer1", "layer2", "layer3"),
+        "head",
+    ),
+    "unet": Backbone(UNet, (24, 48, 96, 128), ("down.1", "down.2", "up.0"), "keep"),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    train: xl.data.ImageSet
+    validation: xl.data.ImageSet
+    calibration: xl.data.ImageSet
+    test: xl.data.ImageSet
+
+
+def load_scenes(seed: int, quick: bool) -> Data:
+    """Return scenes with three garments, the later ones on the earlier."""
+    parts = {"train": TRAIN, "validation": HELD, "calibration": HELD, "test": TEST}
+    sets = {
+        name: xl.demo.label_pixels(
+            xl.demo.load_scenes(name, seed=seed, size=SIDE, limit=32 if quick else count), OBJECTS, seed
+        )
+        for name, count in parts.items()
+    }
+    return Data(**sets)
+
+
+TASKS = {"scenes": load_scenes}
+
+
+def list_kinds(backbone: Backbone) -> list[str]:
+    return [FULL, EXITS, *(f"narrow-{n}" for n in backbone.narrow), *(f"cut-{k}" for k in backbone.cut)]
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    cells: dict[str, Job] = {"memory": partial(measure_memory, 40 if quick else 2000)}
+    groups = [(seed, task, name) for seed in range(SEEDS) for task in TASKS for name in BACKBONES]
+    for seed, task, name in groups:
+        for kind in list_kinds(BACKBONES[name]):
+            cells[f"{task}/{name}-{kind}-{seed}"] = partial(measure_network, task, name, kind, seed, quick)
+        cells[f"{task}/{name}-{BROKEN}-{seed}"] = partial(count_broken, task, name, seed, 6 if quick else DRAWS, quick)
+    return cells | {
+        f"{task}/{name}-{TIME}-{seed}": partial(measure_times, task, name, seed, quick) for seed, task, name in groups
+    }
+
+
+def build(name: str, kind: str, classes: int, example: Tensor, seed: int) -> xl.ExitNet:
+    torch.manual_seed(seed)
+    backbone, (word, _, number) = BACKBONES[name], kind.partition("-")
+    if word == "cut":
+        return backbone.build_cut(classes, example, int(number))
+    return backbone.build(classes, example, backbone.at if word == EXITS else (), int(number or 100))
+
+
+def train(task: str, name: str, kind: str, seed: int, data: Data, quick: bool = False) -> xl.ExitNet:
+    """Return a network, trained here if it is not there; static ones learn from the full one as well, and so do our exits."""
+    folder = Path("runs") / ("segmentation-quick" if quick else "segmentation") / task / f"{name}-{kind}-{seed}"
+    net = build(name, kind, len(data.train.classes), data.train.first(1).inputs, seed)
+    net.describe(classes=data.train.classes, preprocess=data.train.preprocess)
+    settings: dict[str, Any] = {"epochs": 1 if quick else EPOCHS, "batch_size": BATCH, "amp": True, "channels_last": True}
+    if kind == FULL:
+        settings["loss"] = xl.EGTLoss(weight=0.0)
+    elif kind != EXITS:
+        teacher = Teacher(train(task, name, FULL, seed, data, quick))
+        net.stage(0).register_forward_pre_hook(partial(show, teacher))
+        settings["loss"] = make_loss(teacher)
+    xl.fit(
+        net, data.train, data.validation, augment="flip", seed=seed, out_dir=folder, resume=True, progress=False, **settings
+    )
+    return net.eval()
+
+
+def show(teacher: Teacher, stage: nn.Module, given: tuple[Tensor]) -> None:
+    """Show the teacher the batch that its student is about to be trained on."""
+    if stage.training:
+        teacher(given[0])
+
+
+def measure_network(task: str, name: str, kind: str, seed: int, quick: bool = False) -> Tree:
+    """Train a network, and measure mean IoU (over the data set, unless it says otherwise) on validation and test images."""
+    data = TASKS[task](seed, quick)
+    net = train(task, name, kind, seed, data, quick)
+    validation, trace = (xl.collect(net, part, batch_size=BATCH) for part in (data.validation, data.test))
+    measured: Tree = {"validation": find_ious(validation)[-1], "ious": find_ious(trace), "images": len(trace)}
+    if kind != EXITS:
+        return measured
+    policy = certify(net, data)
+    report = xl.evaluate(trace, policy)
+    exits = xl.route(trace, policy)
+    ious = measure_mean_iou(trace.logits.confusion)
+    return measured | {
+        "cost": net.cost.tolist(),
+        "routed": report.pixels.mean_iou,
+        "routed_cost": report.cost,
+        "lost_by_image": (ious[:, -1] - ious.gather(1, exits[:, None])[:, 0]).mean().item(),
+        "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
+    }
+
+
+def find_ious(trace: xl.Trace) -> list[float]:
+    """Return the mean IoU of every exit over the whole data set."""
+    return measure_mean_iou(trace.logits.confusion.sum(0)).tolist()  # type: ignore[union-attr]
+
+
+def certify(net: xl.ExitNet, data: Data) -> xl.Policy:
+    """Certify thresholds on calibration images, by the score that is the cheapest on validation images."""
+    validation, calibration = (xl.collect(net, part, batch_size=BATCH) for part in (data.validation, data.calibration))
+
+    def find_cost(score: str) -> float:
+        return xl.evaluate(validation, xl.calibrate(validation, max_miou_drop=LIMIT, score=score)).cost
+
+    return xl.calibrate(calibration, max_miou_drop=LIMIT, delta=DELTA, score=min(PIXEL_SCORES, key=find_cost))
+
+
+def count_broken(task: str, name: str, seed: int, draws: int, quick: bool = False) -> Tree:
+    """Certify each limit on draws of the test images with replacement, whose mean loss over all test images is known."""
+    data = TASKS[task](seed, quick)
+    trace = xl.collect(train(task, name, EXITS, seed, data, quick), data.test, batch_size=BATCH)
+    everyone, broken = torch.arange(len(trace)), dict.fromkeys(LIMITS, 0)
+    risks = {
+        label: list_risks(trace, CalibrationRequest(**limits).risk_limits, everyone)[0] for label, limits in LIMITS.items()
+    }
+    cost: dict[str, list[float]] = {label: [] for label in LIMITS}
+    rng = torch.Generator().manual_seed(0)
+    for draw in range(draws):
+        for label, limits in LIMITS.items():  # each with samples of its own, since one certificate spends what they can say
+            policy = xl.calibrate(
+                trace.select(torch.randint(len(trace), (DRAWN,), generator=rng)), **limits, delta=DELTA, seed=draw
+            )
+            exits = xl.route(trace, policy)
+            promised = min(policy.thresholds) < math.inf  # else the certificate was refused
+            broken[label] += promised and risks[label].mean(exits) > risks[label].limit + 1e-9
+            cost[label].append(trace.cost[exits].mean().item())
+    return {label: {"draws": draws, "broken": broken[label] / draws, "cost": sum(cost[label]) / draws} for label in LIMITS}
+
+
+def measure_times(task: str, name: str, seed: int, quick: bool = False) -> Tree:
+    """Time images on one core, all networks tuned and in turn; static ones need no training, since weights change no time."""
+    data, backbone = TASKS[task](seed, quick), BACKBONES[name]
+    net = train(task, name, EXITS, seed, data, quick)
+    policy, measured = certify(net, data), Tree(machine=describe_machine(1))
+    images = data.test.first(16 if quick else SAMPLES).inputs
+    with pin_threads(1):
+        for size in BATCHES:
+            batches = split_rows(images, size)
+            works: dict[str, Work] = {}
+            for kind in list_kinds(backbone):
+                other = net if kind == EXITS else build(name, kind, len(data.train.classes), images[:1], seed).eval()
+                other.tune(batches[0], precision="float32", seconds=0.2 if quick else 4.0, backend="torch")
+                run = partial(xl.predict, net, policy=policy) if kind == EXITS else partial(answer_at, other, 0)
+                works[kind] = time_calls(run, batches, other.tuning.keep_memory)
+            times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
+            measured[f"batch {size}"] = {
+                "ms": {kind: times.summary(kind, len(images))["ms"] for kind in works},
+                "speed": times.ratio(FULL, EXITS).to_list(),
+            }
+    return measured
+
+
+def measure_memory(count: int) -> Tree:
+    """Return what collecting so many images of 256 x 256, 10 classes and 4 exits takes above collecting 16."""
+    few, many = (run_alone(collect_large, rows)["peak_mb"] for rows in (16, count))
+    return {"images": count, "megabytes": many - few}
+
+
+def collect_large(count: int) -> Tree:
+    torch.manual_seed(0)
+    example = torch.zeros(1, 3, 256, 256)
+    net = xl.attach(xl.build_backbone("small", 10, 3), ["layer1", "layer2", "layer3"], 10, example, task="segmentation")
+
+    def make_batches() -> Iterator[tuple[Tensor, Tensor]]:
+        rng = torch.Generator().manual_seed(1)
+        for _ in range(0, count, 8):
+            labels = torch.randint(10, (8, 256, 256), generator=rng)
+            yield torch.randn(8, 3, 256, 256, generator=rng), labels
+
+    xl.collect(net, make_batches())
+    return {"peak_mb": read_peak_memory()}
+
+
+# Promises: for each task and backbone, over the seeds of which everything is there
+
+
+def find_seeds(runs: Runs, task: str, name: str) -> list[int]:
+    kinds = [*list_kinds(BACKBONES[name]), TIME]
+    return [seed for seed in range(SEEDS) if all(f"{task}/{name}-{kind}-{seed}" in runs for kind in kinds)]
+
+
+def list_groups(runs: Runs) -> Iterator[tuple[str, str, list[int]]]:
+    for task in TASKS:
+        for name in BACKBONES:
+            if seeds := find_seeds(runs, task, name):
+                yield task, name, seeds
+
+
+def find_static(runs: Runs, task: str, name: str, seed: int, size: int) -> float:
+    """Return the mean IoU of the best static network, by validation images, that takes as long as ours; between two, linearly."""
+    ms = runs[f"{task}/{name}-{TIME}-{seed}"][f"batch {size}"]["ms"]
+    rivals = {kind: runs[f"{task}/{name}-{kind}-{seed}"] for kind in ms if kind != EXITS}
+    points = [(ms[kind][0], run["validation"], run["ious"][-1]) for kind, run in rivals.items()]
+    return interpolate(points, ms[EXITS][0])
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    if "memory" in runs:
+        what = "collect, 2,000 images of 256 x 256, 10 classes, 4 exits: MB above 16 images"
+        yield Promise("segmentation|memory", what, runs["memory"]["megabytes"], "<=", MEGABYTES, exact=True)
+    for task, name, seeds in list_groups(runs):
+        key, title = f"segmentation|{task}|{name}", f"{task}, {name}"
+        ours, full = ([runs[f"{task}/{name}-{kind}-{seed}"] for seed in seeds] for kind in (EXITS, FULL))
+        lost = [100 * (run["ious"][-1] - run["routed"]) for run in ours]
+        yield Promise.of_mean(f"{key}|lost", f"{title}: points of mean IoU that routing loses", lost, "<=", 1.0)
+        lost = [100 * (plain["ious"][-1] - run["routed"]) for run, plain in zip(ours, full, strict=True)]
+        yield Promise.of_mean(f"{key}|below", f"{title}: points of mean IoU below the plain network", lost, "<=", 1.0)
+        for size in BATCHES:
+            timed = [runs[f"{task}/{name}-{TIME}-{seed}"][f"batch {size}"]["speed"][0] for seed in seeds]
+            what = f"{title}: times as fast as the plain network, batch {size}"
+            yield Promise.of_mean(f"{key}|speed|{size}", what, timed, ">=", SPEED)
+            gains = [
+                100 * (run["routed"] - find_static(runs, task, name, seed, size))
+                for run, seed in zip(ours, seeds, strict=True)
+            ]
+            what = f"{title}: points of mean IoU above the static network of equal time, batch {size}"
+            yield Promise.of_mean(f"{key}|gain|{size}", what, gains, ">=", 100 * GAIN)
+    for cell, run in runs.items():
+        for label, row in run.items() if f"-{BROKEN}-" in cell else ():
+            what = f"{cell.replace(f'-{BROKEN}-', ', seed ')}: certificates of {label} that are broken"
+            yield Promise.of_share(f"segmentation|{cell}|{label}", what, row["broken"], row["draws"], "<=", DELTA)
+
+
+def write_table(runs: Runs) -> list[str]:
+    rows = []
+    for task, name, seeds in list_groups(runs):
+        for kind in list_kinds(BACKBONES[name]):
+            measured = [runs[f"{task}/{name}-{kind}-{seed}"] for seed in seeds]
+            timed = [runs[f"{task}/{name}-{TIME}-{seed}"] for seed in seeds]
+            ms = [join_means([[run[f"batch {size}"]["ms"][kind][0]] for run in timed], 2) for size in BATCHES]
+            ious = [run["routed"] if kind == EXITS else run["ious"][-1] for run in measured]
+            exits = join_means([run["ious"] for run in measured], 1, 100) if kind == EXITS else ""
+            rows.append([f"{task}, {name}", kind, f"{100 * sum(ious) / len(ious):.1f}", exits, *ms])
+    head = ["task, backbone", "network", "mean IoU, %", "of every exit", *(f"ms an image, batch {size}" for size in BATCHES)]
+    return [*(table(head, rows) if rows else []), "", *promise_table(list_promises(runs))]
+
+
+STUDY = Study("segmentation", list_cells, list_promises, {"segmentation": write_table}, alone=f"*-{TIME}-*")
