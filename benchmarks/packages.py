@@ -1,7 +1,7 @@
 """Measure models of `exitlens export --for` in other people's servers, beside the whole backbone as one ONNX file in the same server.
 
-Cells: SERVER (triton, mlserver, bentoml), whose programs (`tritonserver`, `mlserver`, `bentoml`) have to be on PATH; each from an environment of
-its own, since their requirements exclude one another. Both models are packages of the same kind; in the whole backbone's, the only
+Cells: SERVER (triton, mlserver, kserve, bentoml). Their programs have to be on PATH (`tritonserver`, `mlserver`, `bentoml`, and as `kserve-python` the
+Python that has KServe), each from an environment of its own, since their requirements exclude one another. Both models are packages of the same kind; in the whole backbone's, the only
 file is the plain backbone's, without a map. A quarter of an hour on two cores, nothing else running.
 """
 
@@ -61,6 +61,7 @@ class Rival:
 RIVALS = {
     "triton": Rival(INFER, "/v2/models/net/ready"),
     "mlserver": Rival(INFER, "/v2/models/net/ready"),
+    "kserve": Rival(INFER, "/v2/models/net/ready"),
     "bentoml": Rival("/classify", "/readyz"),
 }
 
@@ -159,20 +160,20 @@ def serve(settings: Mapping[str, Any]) -> None:
     """Become the server."""
     folder, port = Path(settings["folder"]).resolve(), int(settings["port"])
     words = {
-        "triton": ["tritonserver", "--model-repository", str(folder.parent), "--http-port", str(port)],
-        "mlserver": ["mlserver", "start", str(folder)],
-        "bentoml": ["bentoml", "serve", "service:Cascade", "--port", str(port)],
-    }[settings["name"]]
-    if settings["name"] == "triton":
-        words += ["--allow-grpc", "false", "--allow-metrics", "false"]
+        "triton": f"tritonserver --model-repository {folder.parent} --http-port {port} --allow-grpc false --allow-metrics false",
+        "mlserver": f"mlserver start {folder}",
+        "kserve": "kserve-python -m exitlens_runtime.servers.kserve --edge edge --model_name net --threads 1"
+        f" --http_port {port} --enable_grpc false",
+        "bentoml": f"bentoml serve service:Cascade --port {port}",
+    }[settings["name"]].split()
     os.environ |= {f"MLSERVER_{kind}_PORT": str(port + i) for i, kind in enumerate(("HTTP", "GRPC", "METRICS"))}
     os.chdir(folder)
     os.execvp(words[0], words)
 
 
 def make_packed_request(name: str, images: Array) -> bytes:
-    """Return a request in the form that its server reads best: binary tensors for Triton, JSON for the others."""
-    if name == "triton":
+    """Return a request in the form that its server reads best: binary tensors for Triton and KServe, JSON for the others."""
+    if name in ("triton", "kserve"):
         return make_infer_request(images, OUTPUTS)
     content: Tree = {"inputs": images.tolist()}
     if name == "mlserver":
