@@ -111,7 +111,7 @@ def test_a_server_answers_with_labels(request, images, kind):
 
 
 def answer_with(model, images, **terms):
-    ticket = Ticket(model.check_tensors(images), Terms(**terms), 4, several=model.gives_labels)
+    ticket = Ticket(model.check_tensors(images), Terms(**terms), model)
     run(model, [ticket])
     return ticket
 

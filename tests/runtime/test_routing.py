@@ -3,16 +3,18 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.functional.maps import place as place_in_torch
+from exitlens.functional.pixels import resize_logits
 from exitlens.functional.routing import decide, needs_head, route, stack_support
 from exitlens.functional.scores import score
 from exitlens_runtime import routing
-from exitlens_runtime.routing import place
+from exitlens_runtime.routing import enlarge, place
 
 thresholds = st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.5, math.inf])
 
@@ -51,6 +53,22 @@ def test_scores_are_the_librarys(seed, kind, hot):
     logits = 20 * torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
     p = routing.find_probabilities(logits.numpy(), hot)
     assert np.allclose(routing.find_score(p, kind), score(logits, kind, hot).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", routing.PIXEL_SCORES)
+def test_scores_of_pixels_are_the_librarys(kind):
+    logits = 5 * torch.randn(6, 4, 5, 7, generator=torch.Generator().manual_seed(0))
+    p = routing.find_probabilities(logits.numpy(), 1.0, kind)
+    assert np.allclose(p.sum(1), 1, atol=1e-6)
+    found = routing.find_score(p, kind)
+    assert found.dtype == np.float32
+    assert np.allclose(found, score(logits, kind).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (20, 21), (9, 7), (3, 4), (1, 1)])
+def test_logits_are_enlarged_as_in_the_library(size):
+    logits = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert np.allclose(enlarge(logits.numpy(), size), resize_logits(logits, size).numpy(), atol=1e-6)
 
 
 def test_maps_are_placed_as_in_the_library():

@@ -44,7 +44,7 @@ def run(model, tickets, size=4):
 
 
 def make_ticket(model, images, **terms):
-    return Ticket(model.check_tensors(images), Terms(**terms), model.info.num_classes)
+    return Ticket(model.check_tensors(images), Terms(**terms), model)
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
@@ -190,8 +190,8 @@ def test_a_stage_that_was_emptied_waits_for_company_anew(model, images, open_cas
     assert cascade.is_empty
 
 
-def test_kept_answers_stand_in_where_all_have_one():
-    ticket, row = Ticket((torch.zeros(2, 3),), Terms(), 2), np.array([0.25, 0.75], np.float32)
+def test_kept_answers_stand_in_where_all_have_one(model):
+    ticket, row = Ticket((torch.zeros(2, 3),), Terms(), model), np.array([0.25, 0.75, 0, 0], np.float32)
     ticket.answer(0, Answer(1, 1, 0.75, row, None, -1.0))
     assert not ticket.answer_by_kept()
     ticket.kept[1] = Answer(0, 1, 0.75, row, None, -1.0)

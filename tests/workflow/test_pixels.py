@@ -14,7 +14,6 @@ from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.run_directory import load_calibrated
 from exitlens.functional.pixels import count_confusion, score_pixels
 from exitlens.model.attribution import attribute
-from exitlens.serving.models import wrap_network
 from exitlens.workflow.faithfulness import measure_faithfulness
 from tests.conftest import TinyUNet, make_pixel_set, make_unet
 
@@ -211,8 +210,7 @@ def test_measured_time(unet):
 @pytest.mark.parametrize(
     ("what", "call"),
     [
-        ("net: export", lambda net, data, path: xl.export(net, POLICY, path / "edge")),
-        ("net: tune", lambda net, data, path: net.tune(data.inputs[:2])),
+        ("precision: judging bfloat16", lambda net, data, path: net.tune(data.inputs[:2], precision="bfloat16")),
         ("net: certify_binding", lambda net, data, path: xl.certify_binding(net, data, POLICY)),
         ("net: find_cues", lambda net, data, path: xl.find_cues(net, data)),
         ("net: measure_faithfulness", lambda net, data, path: measure_faithfulness(net, data)),
@@ -222,7 +220,6 @@ def test_measured_time(unet):
         ("swapped: it", lambda net, data, path: xl.collect(net, data, swapped=4)),
         (r"members\[0\]: a cascade", lambda net, data, path: xl.cascade([net, net])),
         ("card: it", lambda net, data, path: xl.save(net, POLICY, path / "b", card=True)),
-        ("net: serving", lambda net, data, path: wrap_network("x", net, {"default": POLICY})),
         ("policy: an Adaptive", lambda net, data, path: xl.predict(net, data.inputs, xl.Adaptive(POLICY, 0.1))),
     ],
 )

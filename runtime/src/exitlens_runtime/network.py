@@ -15,16 +15,20 @@ from exitlens_runtime.errors import InputError, PolicyError
 from exitlens_runtime.reading import Preprocess, Scaling, TextPreprocess, read_preprocess
 from exitlens_runtime.routing import (
     DECIDED,
+    PIXEL_SCORES,
     Array,
     Decision,
     Policy,
     decide,
+    enlarge,
     find_probabilities,
     find_score,
     place,
 )
 from exitlens_runtime.sessions import Session
 
+THINNED = 4  # of the logits of pixels, a golden file has each such row and column
+ANSWERS = {"multilabel": "several labels a sample", "segmentation": "one class a pixel"}  # by task
 OF_HEAD = 3  # outputs of a file before what crosses the cut: logits, attention, support
 
 Inputs = Array | Mapping[str, Array]
@@ -35,10 +39,11 @@ class Prediction:
     """Answers in the order of the input: the fields of ``exitlens.Prediction``, as NumPy arrays.
 
     Attributes:
-        labels: ``(B,)`` predicted class; for several labels ``(B,C)`` bool.
+        labels: ``(B,)`` predicted class; for several labels ``(B,C)`` bool; of each pixel ``(B,H,W)``.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
-        probabilities: ``(B,C)`` softmax (for several labels, sigmoid) of the logits over the exit's temperature.
+        probabilities: ``(B,C)`` softmax (for several labels, sigmoid) of the logits over the exit's temperature; of each
+            pixel ``(B,C,H,W)``.
         attention: for each sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
         index: ``(B,)`` places of the samples in the batch, the stream or the list of files.
         trust, refused: ``(B,)`` if the policy has a gate, as in the library.
@@ -62,9 +67,9 @@ class Prediction:
 class _Answers:
     """Answers of ``count`` samples, filled in exit by exit."""
 
-    def __init__(self, count: int, classes: int) -> None:
+    def __init__(self, count: int, shape: Sequence[int]) -> None:
         self.exits, self.scores = np.zeros(count, np.int64), np.zeros(count, np.float32)
-        self.p = np.zeros((count, classes), np.float32)
+        self.p = np.zeros((count, *shape), np.float32)
         self.maps: list[Any] = [None] * count
         self.trust, self.refused = np.full(count, math.nan, np.float32), np.full(count, -1)
 
@@ -76,6 +81,7 @@ class EdgeNetwork:
         classes: class names in label order; empty if the network has none.
         num_exits: K, the final exit included.
         gives_labels: True if an answer is any number of labels, not one class.
+        gives_pixels: True if it is one class for each pixel.
         cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
         manifest: contents of the bundle's ``manifest.json``.
         policies: the bundle's policies by name; ``default`` is its own.
@@ -93,11 +99,13 @@ class EdgeNetwork:
         self.manifest, self._sessions = manifest, dict(sorted(sessions.items()))
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.num_exits, self.num_classes = int(manifest["num_exits"]), int(manifest["num_classes"])
-        self.gives_labels = manifest.get("task") == "multilabel"
+        task = manifest.get("task", "classes")
+        self.gives_labels, self.gives_pixels = task == "multilabel", task == "segmentation"
         self.cost = np.asarray(manifest["cost"])
         axes = len(manifest["inputs"][0]["shape"]) - 1
         self.preprocess: Preprocess | TextPreprocess | Scaling | None = read_preprocess(manifest["preprocess"], axes)
         self._inputs = [(value["name"], np.dtype(value["dtype"]), tuple(value["shape"])) for value in manifest["inputs"]]
+        self._size = self._inputs[0][2][-2:] if self.gives_pixels else ()
         self.input_names = [name for name, _, _ in self._inputs]
         self._vocabulary, self._offsets = manifest["vocabulary"], manifest["map_offsets"]
         self._check_policy(policy)
@@ -121,8 +129,8 @@ class EdgeNetwork:
     def _check_policy(self, policy: Policy) -> None:
         if len(policy.temperatures) != self.num_exits:
             raise PolicyError(f"policy: it is for {len(policy.temperatures)} exits, the network has {self.num_exits}")
-        if (policy.score == DECIDED) != self.gives_labels:
-            answers = "several labels a sample" if self.gives_labels else "one class a sample"
+        if (policy.score == DECIDED, policy.score in PIXEL_SCORES) != (self.gives_labels, self.gives_pixels):
+            answers = ANSWERS.get(self.manifest.get("task", ""), "one class a sample")
             raise PolicyError(
                 f"policy: its score is {policy.score!r}, the network gives {answers}. Fix: calibrate one for this network."
             )
@@ -152,9 +160,11 @@ class EdgeNetwork:
         Raises:
             InputError: for inputs that the network cannot take, before anything runs; or if the answers are not finite.
         """
+        if self.gives_pixels and adaptive is not None:
+            raise InputError("adaptive: it is not for networks that give one class a pixel. Fix: leave it out.")
         tensors = self.check(inputs)
         count, is_gated = len(next(iter(tensors.values()))), self.policy.gate is not None
-        answers = _Answers(count, self.num_classes)
+        answers = _Answers(count, (self.num_classes, *self._size))
         self._route(tensors, np.arange(count), answers, attention, None if adaptive is None else adaptive.watch(count))
         if not math.isfinite(answers.p.sum()):
             raise InputError(
@@ -201,7 +211,8 @@ class EdgeNetwork:
             if leaving:
                 leave = slice(None) if leaving == len(where) else fired
                 left = where[leave]
-                answers.exits[left], answers.scores[left], answers.p[left] = k, scores[leave], p[leave]
+                answers.exits[left], answers.scores[left] = k, scores[leave]
+                answers.p[left] = self._find_pixels(k, p[leave], logits[leave]) if self.gives_pixels else p[leave]
                 if estimates is not None:
                     answers.trust[left] = estimates[leave]
                 for i, map_ in zip(left.tolist(), place(maps[leave], self._offsets[k]), strict=True) if attention else ():
@@ -213,14 +224,24 @@ class EdgeNetwork:
                 where, crossing = where[stay], [x.take(stay, 0) for x in crossing]
             tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
 
-    def _read_answers(self, p: Array) -> Array:  # (B,C) -> (B,), or (B,C) bool with several labels
+    def _find_pixels(self, k: int, p: Array, logits: Array) -> Array:  # (n,C,h,w) each -> (n,C,H,W)
+        """Return probabilities at the images' size, which only samples that leave need."""
+        if p.shape[-2:] == self._size:
+            return p
+        return find_probabilities(enlarge(logits, self._size), self.policy.temperatures[k], self.policy.score)
+
+    def _read_answers(self, p: Array) -> Array:  # (B,C,*S) -> (B,*S), or (B,C) bool with several labels
         return p >= 0.5 if self.gives_labels else p.argmax(1)
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return logits ``logits_K`` and maps ``attention_K`` (not placed in the image) of every exit K in the bundle."""
+        """Return logits ``logits_K`` and maps ``attention_K`` (not placed in the image) of every exit K in the bundle.
+
+        Of the logits of pixels, it returns every fourth row and column.
+        """
         tensors, outputs = dict(inputs), dict[str, Array]()
         for k, session in self._sessions.items():
-            outputs[f"logits_{k}"], outputs[f"attention_{k}"], _, *crossing = session.run(tensors)
+            logits, outputs[f"attention_{k}"], _, *crossing = session.run(tensors)
+            outputs[f"logits_{k}"] = logits[..., ::THINNED, ::THINNED] if self.gives_pixels else logits
             tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
         return outputs
 
@@ -297,7 +318,14 @@ class EdgeNetwork:
         return answer()
 
     def name_answer(self, pred: Prediction, i: int) -> str:
-        """Return the class name of sample ``i``, or its labels separated by ``;``; numbers if classes have no names."""
+        """Return the class name of sample ``i``, or its labels separated by ``;``; numbers if classes have no names.
+
+        Of pixels, it returns the classes with their share of the image, the largest first.
+        """
+        if self.gives_pixels:
+            shares = np.bincount(pred.labels[i].ravel(), minlength=self.num_classes) / pred.labels[i].size
+            order = [c for c in np.argsort(-shares, kind="stable").tolist() if shares[c]]
+            return ", ".join(f"{self.classes[c] if self.classes else c} {100 * shares[c]:.1f} %" for c in order)
         labels = np.flatnonzero(pred.labels[i]).tolist() if self.gives_labels else [int(pred.labels[i])]
         return ";".join(self.classes[c] if self.classes else str(c) for c in labels)
 

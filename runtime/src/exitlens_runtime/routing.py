@@ -16,6 +16,11 @@ from exitlens_runtime.errors import PolicyError
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("max_probability", "entropy", "margin")
 DECIDED = "decided"  # the score of networks that give several labels: probabilities are sigmoids
+# the scores of networks that give one class a pixel, of the largest probability in each cell: its mean, the value that nine
+# tenths of them reach, and the share of those of 0.9 or more
+PIXEL_SCORES = ("mean_probability", "low_probability", "sure_share")
+ALL_SCORES = (*SCORES, DECIDED, *PIXEL_SCORES)
+SURE, LOW = 0.9, 0.1
 WEIGHTS = 5  # of a gate at an exit
 
 
@@ -42,8 +47,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         count, gate = len(self.thresholds), self.gate
-        if self.score not in (*SCORES, DECIDED):
-            raise PolicyError(f"policy: expected a score among {(*SCORES, DECIDED)}, got {self.score!r}")
+        if self.score not in ALL_SCORES:
+            raise PolicyError(f"policy: expected a score among {ALL_SCORES}, got {self.score!r}")
         if len(self.temperatures) != count + 1 or not all(0 < t < math.inf for t in self.temperatures):
             raise PolicyError(f"policy: expected {count + 1} positive temperatures, got {self.temperatures}")
         if any(math.isnan(t) or t == -math.inf for t in self.thresholds):
@@ -132,23 +137,27 @@ def decide(policy: Policy, k: int, p: Array, support: Array) -> Decision:  # (B,
 
 
 def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)
-    """Return the softmax of ``logits / temperature`` in float32; for ``decided`` (several labels), the sigmoid."""
+    """Return the softmax of ``logits / temperature`` in float32; for ``decided`` (several labels), the sigmoid.
+
+    For the scores of pixels, the classes are the third axis from the end.
+    """
     x = logits.astype(np.float32, copy=False)
     if temperature != 1.0:
         x = x / np.float32(temperature)
     if kind == DECIDED:
         powers: Array = np.exp(-np.abs(x))
         return np.where(x >= 0, 1, powers) / (1 + powers)  # type: ignore[no-any-return]
-    powers = np.exp(x - np.maximum.reduce(x, -1, keepdims=True))  # methods of arrays take twice as long as ufuncs
-    powers /= np.add.reduce(powers, -1, keepdims=True)
+    axis = -3 if kind in PIXEL_SCORES else -1
+    powers = np.exp(x - np.maximum.reduce(x, axis, keepdims=True))  # methods of arrays take twice as long as ufuncs
+    powers /= np.add.reduce(powers, axis, keepdims=True)
     return powers
 
 
-def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
+def find_score(p: Array, kind: str) -> Array:  # (B,C), of pixels (B,C,h,w) -> (B,)
     """Return the score of each sample.
 
     ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability; ``decided`` (for
-    several labels): the smallest of max(p, 1 - p).
+    several labels): the smallest of max(p, 1 - p). For those of pixels see :data:`PIXEL_SCORES`.
     """
     if kind == "max_probability":
         return np.maximum.reduce(p, -1)  # type: ignore[no-any-return]
@@ -157,8 +166,33 @@ def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
         return np.maximum(1 + nats / np.float32(math.log(p.shape[-1])), 0)  # type: ignore[no-any-return]
     if kind == DECIDED:
         return np.minimum.reduce(np.maximum(p, 1 - p), -1)  # type: ignore[no-any-return]
+    if kind in PIXEL_SCORES:
+        return _score_cells(np.maximum.reduce(p, -3).reshape(len(p), -1), kind)
     two = np.partition(p, -2, axis=-1)[..., -2:]
     return two[..., 1] - two[..., 0]  # type: ignore[no-any-return]
+
+
+def _score_cells(top: Array, kind: str) -> Array:  # (B,N) -> (B,)
+    if kind == "mean_probability":
+        return top.mean(1)  # type: ignore[no-any-return]
+    if kind == "sure_share":
+        return (top >= np.float32(SURE)).mean(1, dtype=np.float32)  # type: ignore[no-any-return]
+    place = int(LOW * (top.shape[1] - 1))
+    return np.partition(top, place, axis=1)[:, place]
+
+
+def enlarge(x: Array, size: Sequence[int]) -> Array:  # (...,h,w) -> (...,H,W)
+    """Return maps at another size, linearly about the centres of cells, as ``exitlens.functional.pixels`` does."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    rows, columns = (_weigh_cells(old, new) for old, new in zip(x.shape[-2:], size, strict=True))
+    return rows @ (x @ columns.T)  # type: ignore[no-any-return]
+
+
+def _weigh_cells(old: int, new: int) -> Array:  # -> (new,old)
+    """Return what each old cell adds to each new one along an axis: rows sum to 1."""
+    goal = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(1 - np.abs(goal[:, None] - np.arange(old)), 0).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def place(x: Array, offset: Sequence[float]) -> Array:  # (...,*S) -> (...,*S)

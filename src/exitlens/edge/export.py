@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import exitlens
 from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.functional.maps import make_shift
+from exitlens.functional.pixels import LOW, SURE
 from exitlens.functional.routing import cover
 from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
@@ -33,11 +35,10 @@ from exitlens.model.engine.onnx_files import (
 )
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy
+from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import check_named
-from exitlens.types.settings import DECIDED
-from exitlens.types.tasks import refuse_segmentation
+from exitlens.types.settings import DECIDED, PIXEL_SCORES
 from exitlens.workflow.inference import predict
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
@@ -72,10 +73,10 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
     """Write a file that decides on its own; raise :class:`ExportError` for a policy with a gate.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
-    outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1), ``exits``,
-    ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image
-    (0 for samples that another exit answered). The score is the policy's. The weights of a stage are in the branch that
-    runs it, because elsewhere ONNX Runtime does not choose the fast layouts.
+    outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1; of pixels
+    ``(B,H,W)`` classes), ``exits``, ``scores``, ``probabilities`` ``(B,C)`` (not of pixels) and, for every exit in the file,
+    ``attention_K`` ``(B,*S)``, placed in the image (0 for samples that another exit answered). The score is the policy's.
+    The weights of a stage are in the branch that runs it, because elsewhere ONNX Runtime does not choose the fast layouts.
     """
     if policy.gate is not None:
         raise ExportError(
@@ -103,16 +104,22 @@ class _Builder:
 
     def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str) -> None:
         self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
-        self.classes = int(models[0].graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+        self.classes, self.is_dense = self._list_sizes(0)[1], score in PIXEL_SCORES
+        self.size = [dim.dim_value for dim in models[0].graph.input[0].type.tensor_type.shape.dim][2:]  # of images
+        self.answers = ANSWERS[:-1] if self.is_dense else ANSWERS
+
+    def _list_sizes(self, place: int) -> list[int]:
+        """Return the sizes of a stage's logits; 0 for the number of samples."""
+        return [int(dim.dim_value) for dim in self.models[place].graph.output[0].type.tensor_type.shape.dim]
 
     def describe(self, place: int) -> list[Any]:
         """Describe the outputs of the graph from a stage on: answers, then the maps of this exit and of later ones."""
         make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
         rows, end = (f"rows_{place}", f"_from_{place}") if place else ("rows", "")
-        by_class, labels, parts = [rows, self.classes], self.score == DECIDED, self.parts[place:]
-        shapes = (by_class if labels else [rows], [rows], [rows], by_class)
-        types = (kinds.INT64, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
-        answers = [make(f"{name}{end}", kind, shape) for name, kind, shape in zip(ANSWERS, types, shapes, strict=True)]
+        by_class, parts = [rows, self.classes], self.parts[place:]
+        labels = by_class if self.score == DECIDED else [rows, *self.size] if self.is_dense else [rows]
+        shapes, types = (labels, [rows], [rows], by_class), (kinds.INT64, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
+        answers = [make(f"{name}{end}", kind, shape) for name, kind, shape in zip(self.answers, types, shapes, strict=False)]
         return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in parts]
 
     def build(self, place: int, sources: dict[str, str]) -> tuple[_Block, list[str]]:
@@ -126,31 +133,39 @@ class _Builder:
             _rename(node, {f"{prefix}{name}": source for name, source in sources.items()})
         block.nodes.extend(graph.node)
         block.constants.extend(graph.initializer)
-        answers = self._rate(block, part.exit, f"{prefix}{LOGITS}")
+        answers = self._rate(block, place, f"{prefix}{LOGITS}")
         maps = _move(block, f"{prefix}{ATTENTION}", part)
         if place == len(self.parts) - 1:
+            if self.is_dense:
+                answers[0] = self._label_pixels(block, answers[0])
             return block, [*answers, maps]
         zero, last = block.hold([0], np.int64), block.hold([1], np.int64)
         limit = block.add("Gather", THRESHOLDS, block.hold(part.exit, np.int64), axis=0)
-        stays = block.add("Not", block.add("GreaterOrEqual", answers[2], limit))
+        fires = block.add("GreaterOrEqual", answers[2], limit)
+        stays = block.add("Not", fires)
         rows = block.add("Squeeze", block.add("NonZero", stays), zero)  # (n,)
+        if self.is_dense:
+            answers[0] = self._label_leaving(block, answers[0], block.add("Squeeze", block.add("NonZero", fires), zero))
         any_stays = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
         flat = block.add("Flatten", maps, axis=1)
         flat = block.add("Where", block.add("Unsqueeze", stays, last), block.hold(0, np.float32), flat)
         maps = block.add("Reshape", flat, block.hold([-1, *part.map_shape], np.int64))
         crossing, later = {name: f"{prefix}{name}" for name in part.outputs[len(OF_HEAD) :]}, self.parts[place + 1 :]
-        goal = [f"{block.prefix}merged_{name}" for name in (*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in later))]
+        goal = [f"{block.prefix}merged_{name}" for name in (*self.answers, *(f"{ATTENTION}_{p.exit}" for p in later))]
         goes_on, end = self._go_on(place, answers, rows, crossing), _Block(self.onnx, f"end_{place}_")
         count, same = end.add("Shape", answers[1]), [end.add("Identity", answer) for answer in answers]
         ends = self._close(end, same + [self._make_empty(end, count, p) for p in later], place, "ends")
         block.nodes.append(self.onnx.helper.make_node("If", [any_stays], goal, then_branch=goes_on, else_branch=ends))
-        return block, [*goal[:4], maps, *goal[4:]]
+        return block, [*goal[: len(answers)], maps, *goal[len(answers) :]]
 
-    def _rate(self, block: _Block, exit_: int, logits: str) -> list[str]:
-        """Add labels, exits, scores and probabilities of an exit; return their names."""
-        axis = block.hold([1], np.int64)
+    def _rate(self, block: _Block, place: int, logits: str) -> list[str]:
+        """Add labels, exits, scores and probabilities of an exit; return their names (of pixels, logits for labels)."""
+        exit_ = self.parts[place].exit
         temperature = block.add("Gather", TEMPERATURES, block.hold(exit_, np.int64), axis=0)
         scaled = block.add("Div", logits, temperature)
+        if self.is_dense:
+            return [logits, *self._score_pixels(block, place, scaled)]
+        axis = block.hold([1], np.int64)
         p = block.add("Sigmoid", scaled) if self.score == DECIDED else block.add("Softmax", scaled, axis=1)
         if self.score == DECIDED:
             sure = block.add("Max", p, block.add("Sub", block.hold(1, np.float32), p))
@@ -172,6 +187,43 @@ class _Builder:
             return [block.add("Cast", is_label, to=self.onnx.TensorProto.INT64), exits, score, p]
         return [block.add("ArgMax", p, axis=1, keepdims=0), exits, score, p]
 
+    def _score_pixels(self, block: _Block, place: int, logits: str) -> list[str]:  # (n,C,h,w)
+        """Add exits, and scores as ``score_pixels`` of the library gives them.
+
+        The largest probability in a cell is computed without the others, because a softmax along axis 1 takes ten times as
+        long.
+        """
+        axis = block.hold([1], np.int64)
+        powers = block.add("Exp", block.add("Sub", logits, block.add("ReduceMax", logits, axis)))
+        top = block.add("Flatten", block.add("Reciprocal", block.add("ReduceSum", powers, axis)), axis=1)  # (n,cells)
+        if self.score == "low_probability":
+            count = 1 + int(LOW * (math.prod(self._list_sizes(place)[2:]) - 1))
+            least = block.add("TopK", top, block.hold([count], np.int64), count=2, axis=1, largest=0)
+            score = block.add("Gather", least, block.hold(count - 1, np.int64), axis=1)
+        else:
+            if self.score == "sure_share":
+                is_sure = block.add("GreaterOrEqual", top, block.hold(SURE, np.float32))
+                top = block.add("Cast", is_sure, to=self.onnx.TensorProto.FLOAT)
+            score = block.add("ReduceMean", top, axis, keepdims=0)
+        exit_ = block.hold([self.parts[place].exit], np.int64)
+        return [block.add("Expand", exit_, block.add("Shape", score)), score]
+
+    def _label_pixels(self, block: _Block, logits: str) -> str:  # (n,C,h,w) -> (n,H,W)
+        """Add the classes of pixels: logits are enlarged as by ``resize_logits`` of the library."""
+        sizes, centres = block.hold(self.size, np.int64), "half_pixel"
+        large = block.add(
+            "Resize", logits, "", "", sizes, axes=[2, 3], mode="linear", coordinate_transformation_mode=centres
+        )
+        return block.add("ArgMax", large, axis=1, keepdims=0)
+
+    def _label_leaving(self, block: _Block, logits: str, rows: str) -> str:  # (n,C,h,w), (m,) -> (n,H,W)
+        """Add the classes of pixels of the samples at ``rows``, which leave; 0 for those that stay."""
+        count = block.add("Gather", block.add("Shape", logits), block.hold([0], np.int64), axis=0)
+        shape = block.add("Concat", count, block.hold(self.size, np.int64), axis=0)
+        none = block.add("ConstantOfShape", shape, value=self.onnx.numpy_helper.from_array(np.zeros(1, np.int64)))
+        labels = self._label_pixels(block, block.add("Gather", logits, rows, axis=0))
+        return block.add("ScatterND", none, block.add("Unsqueeze", rows, block.hold([1], np.int64)), labels)
+
     def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
         """Build the branch in which samples stay: answers of later exits replace the early ones."""
         gathered, make = {name: f"kept_{place}_{name}" for name in crossing}, self.onnx.helper.make_node
@@ -180,7 +232,7 @@ class _Builder:
         where = block.add("Unsqueeze", rows, block.hold([1], np.int64))  # (n,1)
         merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, outputs, strict=False)]
         count = block.add("Shape", answers[1])
-        for part, new in zip(self.parts[place + 1 :], outputs[4:], strict=True):
+        for part, new in zip(self.parts[place + 1 :], outputs[len(answers) :], strict=True):
             merged.append(block.add("ScatterND", self._make_empty(block, count, part), where, new))
         return self._close(block, merged, place, "goes_on")
 
@@ -191,7 +243,7 @@ class _Builder:
 
     def _close(self, block: _Block, values: Sequence[str], place: int, name: str) -> Any:
         outputs = self.describe(place)
-        del outputs[4]  # this exit's own map, which the branches do not change
+        del outputs[len(self.answers)]  # this exit's own map, which the branches do not change
         for info, value in zip(outputs, values, strict=True):
             info.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{info.name}")
         return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
@@ -223,7 +275,8 @@ def _rename(node: Any, renamed: dict[str, str]) -> None:
 FORMAT = 2
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
 POLICIES = "policies.json"  # only if there are named policies
-GOLDEN_SAMPLES, CASCADE_SAMPLES = 8, 17
+GOLDEN_SAMPLES, CASCADE_SAMPLES, DENSE_SAMPLES = 8, 17, 4  # DENSE_SAMPLES: with one class a pixel, whose answers are large
+THINNED = 4  # of the logits of pixels, a golden file has each such row and column
 NEAR = 1e-3  # largest difference of scores and maps, and distance from a threshold within which rounding may decide
 
 
@@ -238,7 +291,8 @@ def export(
     """Write an edge bundle: ONNX files, policies, and all else that ``exitlens_runtime.load`` needs to run without PyTorch.
 
     Each exit that can answer has a file with everything since the previous such exit (opset 18, float32, any number of
-    samples), which is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
+    samples), which is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears (with one
+    class a pixel, at those up to 3).
 
     Args:
         net: a network in float32.
@@ -268,7 +322,6 @@ def export(
 def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
     """Raise :class:`ExitlensError` unless the policy fits the network, and the network can be written as ONNX."""
     require(net, ExitNet, "net")
-    refuse_segmentation(net.info.task, "net: export")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
     import_onnx()
@@ -304,7 +357,8 @@ def open_target(directory: str | Path, overwrite: bool) -> Iterator[Path]:
 
 def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:
     """Write a file for each exit that can answer, compared with the network."""
-    examples = {batch: draw_for(net, batch) for batch in BATCHES}
+    most = DENSE_SAMPLES if net.info.task == "segmentation" else max(BATCHES)
+    examples = {batch: draw_for(net, batch) for batch in BATCHES if batch <= most}
     files = write_segments(directory, cut_segments(*net.engine.parts, policy), examples, name_inputs(net))
     return [file._replace(offset=net.map_offsets[file.exit]) for file in files]
 
@@ -351,6 +405,7 @@ class _Samples:
     """Random inputs with the library's answers under a policy, and under one that lets some samples leave at every exit."""
 
     def __init__(self, net: ExitNet, policy: Policy, exits: Sequence[int], count: int) -> None:
+        count = DENSE_SAMPLES if net.info.task == "segmentation" else count
         activations, early = draw_for(net, count), range(net.num_exits - 1)
         self.tensors = dict(zip(name_inputs(net), activations, strict=True))
         with net.open_engine() as engine:
@@ -367,7 +422,8 @@ class _Samples:
 def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
     """Write the cascade in one file; raise :class:`ExportError` where a label, exit, score or map is not the network's.
 
-    Samples near a threshold, where rounding decides, are not compared.
+    Where rounding decides, another answer is right, too: another exit near a threshold, another class of a pixel that is
+    nearly as probable.
     """
     write_cascade(path, parts, policy)
     samples, session = _Samples(net, policy, [part.exit for part in parts], CASCADE_SAMPLES), open_file(path)
@@ -376,10 +432,12 @@ def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Seque
     feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
     for used, expected in samples.answers:
         outputs = session.run(None, feed | {THRESHOLDS: np.array(used.thresholds, np.float32)})
-        sure = ((samples.scores - torch.tensor(used.thresholds)[:, None]).abs() >= NEAR).all(0)
         answers = dict(zip(names, map(torch.from_numpy, outputs), strict=True))
-        values = {"labels": expected.labels.long(), "exits": expected.exits, "scores": expected.confidence}
-        differing = [name for name, value in values.items() if not ((answers[name] - value)[sure].abs() < NEAR).all()]
+        sure = ((samples.scores - torch.tensor(used.thresholds)[:, None]).abs() >= NEAR).all(0)
+        sure |= answers["exits"] == expected.exits
+        off = {"labels": _compare_labels(answers["labels"], expected), "exits": answers["exits"] - expected.exits}
+        off["scores"] = answers["scores"] - expected.confidence
+        differing = [name for name, value in off.items() if not (value[sure].abs() < NEAR).all()]
         for i in sure.nonzero().flatten().tolist() if expected.attention and not differing else ():
             map_ = answers[f"{ATTENTION}_{int(expected.exits[i])}"][i]
             if not (map_ - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
@@ -389,6 +447,19 @@ def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Seque
                 f"net: the cascade in one file and the network give different {differing[0]}. Fix: report this, with the "
                 "backbone."
             )
+
+
+def _compare_labels(labels: Tensor, expected: Prediction) -> Tensor:
+    """Return 0 where labels are the expected ones; of pixels, by how much these are more probable."""
+    if labels.ndim < 3:
+        return labels - expected.labels.long()
+    p = expected.probabilities
+    return p.amax(1) - p.gather(1, labels[:, None])[:, 0]
+
+
+def thin(logits: Tensor) -> Tensor:
+    """Return logits as golden files have them: of pixels, every fourth row and column."""
+    return logits[..., ::THINNED, ::THINNED] if logits.ndim == 4 else logits
 
 
 def name_inputs(net: ExitNet) -> list[str]:
@@ -407,11 +478,15 @@ def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int])
     """Write inputs, logits and attention of the exits in the files, and the library's exits and labels.
 
     The answers are those under the policy, and under one with the thresholds ``parting``: some samples leave at every exit.
+    Logits of pixels are thinned by :func:`thin`.
     """
     samples = _Samples(net, policy, exits, GOLDEN_SAMPLES)
     (_, pred), (parting, parted) = samples.answers
     values = samples.tensors | {"exits": pred.exits, "labels": pred.labels, "parting": torch.tensor(parting.thresholds)}
     values |= {"parted_exits": parted.exits, "parted_labels": parted.labels}
+    if net.info.task == "segmentation":
+        values |= {name: values[name].short() for name in ("labels", "parted_labels")}
     for k in exits:
-        values[f"{LOGITS}_{k}"], values[f"{ATTENTION}_{k}"] = samples.outputs[k]
+        logits, values[f"{ATTENTION}_{k}"] = samples.outputs[k]
+        values[f"{LOGITS}_{k}"] = thin(logits)
     np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from exitlens.edge.export import FORMAT, MANIFEST, POLICIES
 from exitlens.errors import BundleError, ExportError, InputError, OutputExistsError, PolicyError, suggest
 from exitlens.io import read_json, replace_directory, verify_checksums, write_text
 from exitlens.types.policies import DEFAULT
+from exitlens.types.tasks import refuse_segmentation
 
 EDGE, INPUTS = "edge", "inputs"  # where the bundle lies in a package; what requests call a network's one tensor
 BATCH, DELAY_MS = 64, 2  # samples or requests that a server gathers; how long MLServer waits for them
@@ -227,7 +228,9 @@ def export_package(
             f"directory: its name is the model's, of a-z, 0-9 and - (63 at most), got {target.name!r}. Fix: rename it."
         )
     place = f"1/{EDGE}" if server == "triton" else EDGE
-    files = WRITERS[server](Packed(_read_manifest(source, policy), target.name, policy))
+    packed = Packed(_read_manifest(source, policy), target.name, policy)
+    refuse_segmentation(packed.manifest.get("task", "classes"), "edge: a package for another server")
+    files = WRITERS[server](packed)
     if target.exists() and not (overwrite and (target / place / MANIFEST).is_file()):
         fix = "Fix: choose another directory (overwrite=True replaces an earlier package)."
         raise OutputExistsError(f"directory: {target} exists. {fix}")

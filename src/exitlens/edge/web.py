@@ -85,6 +85,7 @@ def export_web(
             "classes": list(net.info.classes),
             "num_classes": net.info.num_classes,
             "num_exits": net.num_exits,
+            "task": net.info.task,
             "exits": [part.exit for part in parts],
             "preprocess": net.info.preprocess.to_dict(),
             "examples": [picture.name for picture in pictures],

@@ -141,7 +141,9 @@ def class_maps(logits: Tensor) -> Tensor:  # (B,C,h,w) -> (B,C,h,w)
 def present_classes(labels: Tensor, classes: int) -> Tensor:  # (B,H,W) -> (B,C) bool
     """Return the classes that any pixel of a sample has."""
     flat = labels.flatten(1).long().clamp(0, classes)  # what counts nowhere comes last
-    counts = torch.zeros(len(flat), classes + 1, dtype=torch.bool, device=labels.device)
+    counts = torch.zeros(
+        flat.shape[0], classes + 1, dtype=torch.bool, device=labels.device
+    )  # torch.export takes len as fixed
     return counts.scatter_(1, flat, True)[:, :classes]
 
 

@@ -282,6 +282,8 @@ class ExitHead(nn.Module, ABC):
     def with_support(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, attention and, for a gate, ``(B,3)`` of :func:`~exitlens.functional.routing.measure_support`."""
         out: ExitOutput = self(*activations)
+        if out.logits.ndim == 4:  # of pixels, which have no gate
+            return out.logits, out.attention, out.attention.new_zeros(out.attention.shape[0], 3)
         return out.logits, out.attention, measure_evidence_support(out.evidence, out.logits, out.attention)
 
     def classify(self, *activations: Tensor) -> Tensor:

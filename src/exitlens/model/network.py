@@ -422,12 +422,13 @@ class ExitNet(nn.Module):
         Args:
             example: representative inputs; judging bfloat16 takes 300 or more.
             policy: a policy whose answers bfloat16 has to keep, beside the labels of every exit.
-            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions.
+            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions (never with one class a pixel).
             min_agreement: share of decisions that bfloat16 has to keep, with 95 % confidence (exact binomial bound).
             seconds: approximate time to measure; large networks take longer, and writing ONNX files a few seconds more.
             backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed.
         """
-        refuse_segmentation(self.info.task, "net: tune")
+        if precision == "bfloat16":
+            refuse_segmentation(self.info.task, "precision: judging bfloat16")
         policy, activations = self._choose_policy(policy), self.check_input(example, "example")
         self.engine.use(tune(self.engine.parts, activations, policy, precision, min_agreement, seconds, backend))
         return self.tuning

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import RequestError
+from exitlens.functional.pixels import resize_probabilities
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.auditing import AuditedRouter, Recomposing
 from exitlens.model.engine.engine import Engine
@@ -61,9 +62,9 @@ class Answer(NamedTuple):
     """What an exit says of a sample."""
 
     exit: int
-    label: Any  # or labels
+    label: Any  # or labels, or (H,W) of pixels
     score: float
-    probabilities: Any  # (C,)
+    probabilities: Any  # (C,); of pixels their mean
     attention: Tensor | None
     trust: float = -1.0  # a gate's estimate; -1 without one
     refused: int = -1  # the first exit that the gate refused; -1: none
@@ -86,12 +87,12 @@ class Ticket:
         since, done: when the request came and when it ended. first: place of its first sample in the cascade.
     """
 
-    def __init__(
-        self, activations: Activations, terms: Terms, num_classes: int, future: Any = None, several: bool = False
-    ) -> None:
+    def __init__(self, activations: Activations, terms: Terms, model: ServedModel, future: Any = None) -> None:
+        num_classes = model.info.num_classes
         count = len(activations[0])
         self.activations, self.terms, self.future = activations, terms, future
-        self.labels: Array = np.empty((count, num_classes), np.bool_) if several else np.empty(count, np.int64)
+        shape = (num_classes,) if model.gives_labels else model.image_size
+        self.labels: Array = np.empty((count, *shape), np.bool_ if model.gives_labels else np.int64)
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
         self.limited, self.trust = np.zeros(count, np.bool_), np.full(count, -1, np.float32)
@@ -320,8 +321,11 @@ class Cascade:
         placed: Iterable[Tensor | None] = [None] * len(p)
         if maps is not None:
             placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
+        if self.model.image_size:
+            p = resize_probabilities(p, self.model.image_size)  # of samples that do not leave they are smaller
         labels: Any = read_answers(p, self.model.info.task)
-        labels = labels.numpy() if self.model.gives_labels else labels.tolist()
+        labels = labels.tolist() if labels.ndim == 1 else labels.numpy()
+        p = p.mean((2, 3)) if self.model.image_size else p
         trust = refused = [-1] * len(p)
         if part.trust is not None:
             trust, refused = part.trust.tolist(), part.find_refused().tolist()

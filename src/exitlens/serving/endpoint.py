@@ -14,22 +14,22 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch
 
 from exitlens.errors import DriftWarning, PolicyError, RequestError
 from exitlens.functional.drift import DriftMonitor
 from exitlens.functional.maps import divergence, on_common_grid
+from exitlens.functional.pixels import resize_logits
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.serving.cascade import Cascade, Pace, Terms, Ticket
 from exitlens.serving.metrics import Metrics
-from exitlens.serving.models import ServedModel
+from exitlens.serving.models import Array, ServedModel
 from exitlens.serving.settings import Batching, Watching
 from exitlens.types import Prediction
 from exitlens.types.policies import DEFAULT
-from exitlens.types.tasks import find_answers
+from exitlens.types.tasks import USUAL_SCORES, find_answers
 
 LOG = logging.getLogger("exitlens.serving")
 SHADOWED = 64  # samples that may wait for idle time to be compared with the final exit
@@ -87,8 +87,7 @@ class Endpoint:
 
         Raises :class:`RequestError`: 503 if it is closed, 429 without room, or why there is no answer.
         """
-        future, model = asyncio.get_running_loop().create_future(), self.model
-        ticket = Ticket(activations, terms, model.info.num_classes, future, model.gives_labels)
+        ticket = Ticket(activations, terms, self.model, asyncio.get_running_loop().create_future())
         ticket.name = name
         with self._lock:
             self._check_open(self.is_alive or (self._expected > 0 and not self._has_failed))
@@ -97,7 +96,7 @@ class Endpoint:
             self._inbox.put(ticket)
         self.watch.expect(ticket)
         try:
-            await future
+            await ticket.future
         except asyncio.CancelledError:  # the client has gone, or its time is up
             self._inbox.put(ticket)  # a second time: its work is dropped
             raise
@@ -170,7 +169,7 @@ class Endpoint:
         for count in (1, self.batching.batch):
             activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
             for k in sorted(self.model.exits):
-                activations, *_ = engine.run_exit(k, activations, 1.0, "max_probability", "attention")
+                activations, *_ = engine.run_exit(k, activations, 1.0, USUAL_SCORES[self.model.info.task], "attention")
 
     def _take_in(self, cascade: Cascade, is_busy: bool) -> bool:
         """Take in new requests, and wait for them if there is nothing else to do; return false once it is to end."""
@@ -244,7 +243,7 @@ class Watch:
             except PolicyError as error:
                 LOG.info("%s: no drift watch: %s", model.name, error)
         self._pending: deque[Ticket] = deque()  # in the order of arrival: in that of answers, early exits would come first
-        self._shadowed: deque[tuple[Activations, int, Any]] = deque(maxlen=SHADOWED)  # inputs, exit and label
+        self._shadowed: deque[tuple[Activations, int, Array]] = deque(maxlen=SHADOWED)  # inputs, exit and label
         self._room, self._last = watching.drift_rate, time.monotonic()
         self._random = random.Random(0)
         self.is_drifting = False
@@ -265,7 +264,7 @@ class Watch:
             rows = range(len(ticket)) if ticket.error is None and ticket.terms.are_default else ()
             for row in (row for row in rows if self._random.random() < self.watching.shadow):
                 inputs = tuple(t[row : row + 1].clone() for t in ticket.activations)
-                self._shadowed.append((inputs, int(ticket.exits[row]), ticket.labels[row].tolist()))
+                self._shadowed.append((inputs, int(ticket.exits[row]), ticket.labels[row].copy()))
         while self._pending and not self._pending[0].left:
             ticket = self._pending.popleft()
             if ticket.error is None:
@@ -292,6 +291,8 @@ class Watch:
         outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(inputs)), strict=True))
         logits, final = outputs[self.model.num_exits - 1]
         distance = divergence(*on_common_grid(outputs[exit_][1].float(), final.float())).item()
-        expected = find_answers(logits[0], self.model.info.task).tolist()
-        self.metrics.observe_shadow(self.model.name, exit_, expected == label, distance)
+        if size := self.model.image_size:
+            logits = resize_logits(logits, size)
+        same = find_answers(logits[0], self.model.info.task).cpu().numpy() == label
+        self.metrics.observe_shadow(self.model.name, exit_, float(same.mean() if size else same.all()), distance)
         return bool(self._shadowed)

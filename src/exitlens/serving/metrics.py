@@ -111,9 +111,14 @@ class Metrics:
         for answer, share in refused.items():
             self._refused(model, answer).set(share)
 
-    def observe_shadow(self, model: str, exit: int, agrees: bool, divergence: float) -> None:
-        """Compare an early answer with the final exit's; a divergence of NaN was not measured."""
-        self._shadow(model, exit, "true" if agrees else "false").inc()
+    def observe_shadow(self, model: str, exit: int, agreement: float, divergence: float) -> None:
+        """Compare an early answer with the final exit's; a divergence of NaN was not measured.
+
+        The agreement is 0 or 1; of pixels, the share of those with the same class.
+        """
+        for word, share in (("true", agreement), ("false", 1 - agreement)):
+            if share:
+                self._shadow(model, exit, word).inc(share)
         if divergence == divergence:
             self._divergence(model, exit).observe(divergence)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, read_policies
 from exitlens.delivery.hub import fetch_bundle
-from exitlens.edge.export import FORMAT, GOLDEN
+from exitlens.edge.export import FORMAT, GOLDEN, thin
 from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestError
 from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
@@ -85,8 +85,23 @@ class ServedModel:
         return list_tensors(self.info.example(self._like))
 
     def name_answers(self, labels: Array) -> list[str]:
-        """Return the class of each sample, or its labels (of ``(B,C)`` bool) with ``;`` between."""
+        """Return the class of each sample, its labels (of ``(B,C)`` bool) with ``;`` between, or shares of its pixels."""
+        if labels.ndim == 3:
+            shares = [self.measure_areas(each).items() for each in labels]
+            return [", ".join(f"{name} {100 * share:.1f} %" for name, share in row) for row in shares]
         return name_answers(torch.from_numpy(labels), self.info.classes)
+
+    def measure_areas(self, labels: Array) -> dict[str, float]:  # (H,W)
+        """Return the share of an image's pixels that each class has which any pixel has, the largest first."""
+        shares = np.bincount(labels.ravel(), minlength=self.info.num_classes) / labels.size
+        order = [c for c in np.argsort(-shares, kind="stable").tolist() if shares[c]]
+        names = name_answers(torch.tensor(order), self.info.classes)
+        return dict(zip(names, shares[order].tolist(), strict=True))
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Height and width of the images whose pixels it answers; empty if it answers whole samples."""
+        return tuple(self.spec.shape[-2:]) if self.info.task == "segmentation" else ()
 
     @property
     def gives_labels(self) -> bool:
@@ -157,6 +172,7 @@ def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
     """
     if not adapting.adapt:
         return model
+    refuse_segmentation(model.info.task, "adapt: it")
     if missing := sorted(set(range(model.num_exits)) - model.exits):
         raise PolicyError(
             f"adapt: {model.name} has no heads at exits {missing}, where audits look. Fix: serve the bundle it was exported "
@@ -215,7 +231,6 @@ def read_version(source: Path) -> str:
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
     """Return a network in memory with its policies, one of them ``default``; raise :class:`PolicyError` for misfits."""
-    refuse_segmentation(net.info.task, "net: serving")
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]
@@ -290,7 +305,7 @@ def _check_golden(path: Path, engine: OnnxEngine, manifest: Mapping[str, Any]) -
         with engine.mode():
             outputs = engine.compute_outputs(inputs)
         pairs = [
-            (values, golden[f"{name}_{k}"])
+            (thin(values) if name == LOGITS else values, golden[f"{name}_{k}"])
             for k, output in zip(engine.opened, outputs, strict=True)
             for name, values in zip((LOGITS, ATTENTION), output, strict=True)
         ]

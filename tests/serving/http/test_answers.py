@@ -65,7 +65,7 @@ def test_every_output_has_the_shape_and_type_that_are_described(model, images):
 
 
 def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
-    ticket = Ticket((torch.zeros(2, 3, 16, 16),), Terms(attention=True), 4)
+    ticket = Ticket((torch.zeros(2, 3, 16, 16),), Terms(attention=True), model)
     ticket.maps = [torch.ones(1, 2), torch.ones(3, 1)]
     assert OUTPUTS["attention"].write(model, ticket).tolist() == [[[1, 1], [0, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]]
     assert OUTPUTS["attention_shape"].write(model, ticket).tolist() == [[1, 2], [3, 1]]
@@ -73,7 +73,7 @@ def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
 
 def test_reasons(model):
     def tell(exit_, score, limited=False, trust=-1.0, refused=-1, model=model, **terms):
-        ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), 4)
+        ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), model)
         threshold = (*model.policies["default"].thresholds, math.inf)[exit_]
         ticket.answer(0, Answer(exit_, 0, score, np.zeros(4, np.float32), None, trust, refused, threshold))
         ticket.limited[0] = limited

@@ -32,12 +32,23 @@ async function run(input, thresholds) {
     temperatures: new ort.Tensor("float32", Float32Array.from(network.temperatures), [network.num_exits]),
   };
   const found = await session.run(feeds), exit = Number(found.exits.data[0]), map = found[`attention_${exit}`];
-  return { label: Number(found.labels.data[0]), exit, score: found.scores.data[0], map: map.data, grid: map.dims.slice(1) };
+  return { labels: Array.from(found.labels.data, Number), exit, score: found.scores.data[0], map: map.data, grid: map.dims.slice(1) };
 }
 
 const limits = () => network.thresholds.map((t) => (t === "never" ? Infinity : t));
 const nameExit = (k) => (k === network.num_exits - 1 ? "the final exit" : `exit ${k}`);
 const nameLabel = (i) => network.classes[i] ?? String(i);
+const hasPixels = () => network.task === "segmentation";
+const pickColour = (i) => `hsl(${(i * 137.5 + 210) % 360} 85% ${45 + 15 * (i % 2)}%)`;
+
+// The classes of an image's pixels, each with its share, the largest first; of a whole image its one class.
+function measureAreas(labels) {
+  const counts = new Map();
+  for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
+  return [...counts].map(([label, count]) => [label, count / labels.length]).sort((a, b) => b[1] - a[1]);
+}
+const nameAnswer = ({ labels }) =>
+  hasPixels() ? measureAreas(labels).map(([i, share]) => `${nameLabel(i)} ${(100 * share).toFixed(1)} %`).join(", ") : nameLabel(labels[0]);
 
 async function answer(file) {
   if (file.type && !file.type.startsWith("image/")) throw new Error("not a picture");
@@ -56,14 +67,12 @@ function giveReason(one) {
 
 async function show(one) {
   byId("answer").hidden = false;
-  byId("title").textContent = `${one.name}: ${nameLabel(one.label)}, answered by ${nameExit(one.exit)}`;
+  byId("title").textContent = `${one.name}: ${nameAnswer(one)}, answered by ${nameExit(one.exit)}`;
   byId("reason").textContent = giveReason(one);
-  const figures = [];
-  for (const k of network.exits) {
-    const alone = limits().map((_, i) => (i === k ? 0 : Infinity));
-    figures.push(draw(one, k, await run(one.input, alone)));
-  }
-  byId("exits").replaceChildren(...figures);
+  const views = [];
+  for (const k of network.exits) views.push(await run(one.input, limits().map((_, i) => (i === k ? 0 : Infinity))));
+  byId("exits").replaceChildren(...views.map((view, i) => draw(one, network.exits[i], view)));
+  if (hasPixels()) byId("key").replaceChildren("Colours: the class of each pixel. ", ...listColours(views));
 }
 
 function draw(one, k, view) {
@@ -74,22 +83,49 @@ function draw(one, k, view) {
   Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d"), [rows, columns] = view.grid, top = Math.max(...view.map);
   context.drawImage(one.canvas, 0, 0, width, height);
-  for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
+  if (hasPixels()) drawClasses(context, view.labels, width, height);
+  else for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
     context.fillStyle = `rgba(10, 12, 20, ${(0.82 * (1 - view.map[y * columns + x] / top)).toFixed(3)})`;
     const [left, upper] = [Math.round((x * width) / columns), Math.round((y * height) / rows)];
     context.fillRect(left, upper, Math.round(((x + 1) * width) / columns) - left, Math.round(((y + 1) * height) / rows) - upper);
   }
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `Where ${nameExit(k)} looked`);
-  words.textContent = `${nameExit(k)}: ${nameLabel(view.label)}, ${network.score.replace("_", " ")} ${view.score.toFixed(3)}`;
+  canvas.setAttribute("aria-label", hasPixels() ? `The classes that ${nameExit(k)} saw` : `Where ${nameExit(k)} looked`);
+  words.textContent = `${nameExit(k)}: ${nameAnswer(view)}, ${network.score.replace("_", " ")} ${view.score.toFixed(3)}`;
   figure.append(canvas, words);
   return figure;
+}
+
+// Colours the classes of pixels over a picture; the page lists which colour is which class.
+function drawClasses(context, labels, width, height) {
+  const [rows, columns] = network.preprocess.size, layer = new OffscreenCanvas(columns, rows), brush = layer.getContext("2d");
+  const picture = new ImageData(columns, rows), colours = new Map();
+  for (const [label] of measureAreas(labels)) {
+    brush.fillStyle = pickColour(label);
+    brush.fillRect(0, 0, 1, 1);
+    colours.set(label, brush.getImageData(0, 0, 1, 1).data);
+  }
+  labels.forEach((label, i) => picture.data.set(colours.get(label), 4 * i));
+  brush.putImageData(picture, 0, 0);
+  context.globalAlpha = 0.55;
+  context.imageSmoothingEnabled = false;
+  context.drawImage(layer, 0, 0, width, height);
+}
+
+function listColours(views) {
+  const present = new Set(views.flatMap((view) => measureAreas(view.labels).map(([label]) => label)));
+  return [...present].sort((a, b) => a - b).map((label) => {
+    const entry = document.createElement("span");
+    entry.textContent = nameLabel(label);
+    entry.style.setProperty("--colour", pickColour(label));
+    return entry;
+  });
 }
 
 function addRow(one) {
   const row = document.createElement("tr");
   row.tabIndex = 0;
-  for (const text of [one.name, nameLabel(one.label), one.exit, one.score.toFixed(4), one.ms.toFixed(1)]) row.insertCell().textContent = text;
+  for (const text of [one.name, nameAnswer(one), one.exit, one.score.toFixed(4), one.ms.toFixed(1)]) row.insertCell().textContent = text;
   row.onclick = () => show(one);
   row.onkeydown = (event) => event.key === "Enter" && show(one);
   byId("rows").append(row);

@@ -27,7 +27,7 @@ from exitlens.model.process import can_keep_memory, keep_memory
 from exitlens.progress import track
 from exitlens.types import Policy, Trace
 from exitlens.types.settings import POSITIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import Task, are_same
+from exitlens.types.tasks import USUAL_SCORES, Task, are_same
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -292,7 +292,7 @@ def tune(
     check_choice("precision", precision, ("auto", "float32", "bfloat16"))
     check_number("min_agreement", min_agreement, NumberRule("a share in (0, 1]", lambda value: 0 < value <= 1))
     check_number("seconds", seconds, POSITIVE)
-    meter = _Meter(parts, activations, seconds / 4)
+    meter = _Meter(parts, activations, seconds / 4, USUAL_SCORES[policy.task])
     torch_forms = [] if backend == "onnx" else meter.list_torch_forms(policy, precision, min_agreement)
     groups = [forms for forms in (meter.list_onnx_forms(backend, precision), torch_forms) if forms]
     # ONNX Runtime comes first, and so wins ties, because it is better at single samples
@@ -307,8 +307,10 @@ def tune(
 class _Meter:
     """Lists tunings, times them in turn, and remembers the times."""
 
-    def __init__(self, parts: tuple[Sequence[Stage], Sequence[ExitHead]], example: Activations, seconds: float) -> None:
-        self.parts, self.example, self.seconds = parts, example, seconds
+    def __init__(
+        self, parts: tuple[Sequence[Stage], Sequence[ExitHead]], example: Activations, seconds: float, score: str
+    ) -> None:
+        self.parts, self.example, self.seconds, self.score = parts, example, seconds, score
         self.record: dict[str, Any] = {
             "machine": platform.processor() or platform.machine(),
             "cores": torch.get_num_threads(),
@@ -339,7 +341,7 @@ class _Meter:
         forms = [Tuning(micro_batch=FEW)]
         if any(t.ndim == 4 for t in self.example):
             forms.append(replace(forms[0], channels_last=True, folded=True))
-        if precision == "float32":
+        if precision == "float32" or policy.task == "segmentation":
             return forms
         halves = [replace(tuning, precision="bfloat16") for tuning in forms]
         try:
@@ -420,7 +422,7 @@ class _Meter:
                 for at in range(0, count, tuning.micro_batch):
                     activations = tuple(t[at : at + tuning.micro_batch] for t in inputs)
                     for k in range(len(engine.heads)):
-                        activations, p, *_ = engine.run_exit(k, activations, 1.0, "max_probability")
+                        activations, p, *_ = engine.run_exit(k, activations, 1.0, self.score)
                 float(p.sum())  # waits for the device
                 spent = time.perf_counter() - started
         return spent / count

@@ -98,6 +98,7 @@ class Router:
 
     def admit(self, where: Tensor, activations: Activations, since: float) -> None:
         """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`."""
+        self._shapes = tuple(t.shape[1:] for t in activations)
         self._pools[0].add(where, activations, since, since)
 
     def run_stage(self, k: int) -> list[ExitBatch]:

@@ -143,7 +143,7 @@ OUTPUTS: Mapping[str, Output] = {
 def shape_output(model: ServedModel, name: str) -> tuple[int, ...]:
     """Return the shape of an output, -1 where it depends on the request."""
     axes, classes = len(model.spec.shape) - (0 if model.spec.names else 1), model.info.num_classes
-    label = (classes,) if model.gives_labels else ()
+    label = (classes,) if model.gives_labels else model.image_size
     sizes = {"label": label, "probabilities": (classes,), "attention": (-1,) * axes, "attention_shape": (axes,)}
     return (-1, *sizes.get(name, ()))
 
@@ -152,9 +152,14 @@ def write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
     """Return the answer of sample ``i`` for people, JSON-ready."""
     p, k = ticket.probabilities[i], int(ticket.exits[i])
     best = p.argsort()[::-1][:TOP].copy()
+    labels = ticket.labels[i]
+    if model.image_size:
+        told: dict[str, Any] = {"areas": model.measure_areas(labels)}
+    else:
+        told = {"label": np.flatnonzero(labels).tolist() if model.gives_labels else int(labels)}
     return {
         "class": model.name_answers(ticket.labels[i : i + 1])[0],
-        "label": np.flatnonzero(ticket.labels[i]).tolist() if model.gives_labels else int(ticket.labels[i]),
+        **told,
         "confidence": float(ticket.confidence[i]),
         "exit": k,
         "exits": model.num_exits,

@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -224,7 +225,8 @@ class _Routes:
         outputs = [(name, answers.OUTPUTS[name].write(model, ticket)) for name in wanted]
         binary = {name for name in wanted if given.outputs.get(name, given.binary_output)}
         parameters = answers.describe_terms(model, terms)
-        content, size = write_infer(model.name, model.version, given.id, outputs, binary=binary, parameters=parameters)
+        write = partial(write_infer, model.name, model.version, given.id, outputs, binary=binary, parameters=parameters)
+        content, size = await self._run_aside(write) if model.image_size else write()
         if size is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER_LENGTH: str(size)}, media_type="application/octet-stream")
@@ -306,8 +308,15 @@ class _Routes:
         return JSONResponse({"models": facts})
 
     async def _classify(self, request: Request) -> Response:
-        """Answer one sample, or several as a form."""
+        """Answer one sample, or several as a form; the classes of an image's pixels also as PNG (``Accept: image/png``)."""
         _, model, ticket = await self._ask(request, is_explanation=False)
+        if model.image_size and "image/png" in request.headers.get("accept", ""):
+            if len(ticket) > 1:
+                raise RequestError(f"file: expected one for a PNG, got {len(ticket)}. Fix: send a request for each.")
+            labels = ticket.labels[0].astype(np.uint8 if model.info.num_classes <= 256 else np.uint16)
+            picture = await self._run_aside(_save_png, Image.fromarray(labels))
+            facts = {"X-Exit": str(ticket.exits[0]), "X-Confidence": f"{ticket.confidence[0]:.6f}"}
+            return Response(picture, headers=facts, media_type="image/png")
         rows = [answers.write_row(model, ticket, i) for i in range(len(ticket))]
         answer = {"model": model.name, "version": model.version, **answers.describe_terms(model, ticket.terms)}
         return JSONResponse(answer | (rows[0] if len(rows) == 1 else {"answers": rows}))
@@ -343,9 +352,7 @@ class _Routes:
                 picture = draw_strip(why)
             else:
                 picture = draw_overlay(draw_image(ticket.activations[0][0], preprocess, side=224), attention)
-            file = io.BytesIO()
-            picture.save(file, "PNG")
-            return file.getvalue()
+            return _save_png(picture)
 
         return Response(await self._run_aside(draw), media_type="image/png")
 
@@ -401,6 +408,12 @@ def _make_route(path: str, handler: Callable[[Request], Awaitable[Response]], me
         return await handler(request)
 
     return Route(path, endpoint, methods=[method])
+
+
+def _save_png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _tell(**facts: str | bool) -> Response:
