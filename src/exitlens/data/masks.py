@@ -22,17 +22,14 @@ from exitlens.data.workers import Decoded, Plan, decode_batches
 from exitlens.errors import DataError, import_extra
 from exitlens.modalities import IMAGE
 from exitlens.modalities.arrays import open_regular
-from exitlens.modalities.image import FORMATS, MAX_PIXELS
+from exitlens.modalities.image import FORMATS, MAX_PIXELS, read_size
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.tasks import IGNORE
+from exitlens.types.tasks import BACKGROUND, IGNORE
 
 IMAGES, MASKS, OUTLINES = "images", "masks", "annotations.json"  # in a folder, or in each of train, test and so on
 CLASSES = ("classes.txt", "classes.json")  # beside them
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
-BACKGROUND = "background"  # the class that COCO's outlines leave
 _PEEKED = 20  # masks that are read to find out that white stands for a class
-_TURNED = (5, 6, 7, 8)  # orientations of cameras that swap height and width
-_ORIENTATION = 0x0112
 
 
 def holds_masks(root: Path) -> bool:
@@ -157,7 +154,7 @@ class MaskedImages(ImageFiles):
     def read_labels(self, index: int) -> np.ndarray:
         """Return the classes of the pixels of the image as it is stored, or raise a :class:`DataError` that names them."""
         image, name = self._names[index], self._truth.name(self._names[index])
-        size = _read_size(self.name(index))
+        size = read_size(Path(self.name(index)))
         labels = self._truth.draw(image, size)
         if labels.shape != size:
             got, expected = ("x".join(map(str, shape)) for shape in (labels.shape, size))
@@ -266,15 +263,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(content)
     except ValueError as error:
         raise DataError(f"data: {path}: damaged ({error}). Fix: write it again") from error
-
-
-def _read_size(name: str) -> tuple[int, int]:
-    """Return height and width of an image as it is shown, by the head of its file."""
-    try:
-        with open_regular(Path(name), name) as file, Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(_ORIENTATION) in _TURNED else (height, width)
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for hostile files
-        raise DataError(f"{name}: cannot be read as an image ({type(error).__name__}: {error})") from error

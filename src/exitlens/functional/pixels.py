@@ -93,14 +93,15 @@ def match_borders(at: Tensor, borders: Tensor, others: Tensor, reach: int) -> Te
 
     ``at`` has their places: sample, row and column.
     """
-    padded, told = F.pad(others, (reach,) * 4, value=IGNORE), borders[tuple(at.T)]
-    height, width = padded.shape[1:]
+    padded = F.pad(others, (reach,) * 4, value=IGNORE).flatten()
+    height, width = (side + 2 * reach for side in others.shape[1:])
     place = (at[:, 0] * height + at[:, 1] + reach) * width + at[:, 2] + reach
-    matched = torch.zeros_like(told, dtype=torch.bool)
-    for down in range(-reach, reach + 1):
-        aside = math.isqrt(reach**2 - down**2)
-        for right in range(-aside, aside + 1):
-            matched |= padded.take(place + (down * width + right)) == told
+    told, left = borders[tuple(at.T)], torch.arange(len(at), device=at.device)
+    steps = [(down**2 + right**2, down * width + right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
+    for _, step in sorted(step for step in steps if step[0] <= reach**2):  # most match at once
+        left = left[padded[place[left] + step] != told[left]]
+    matched = torch.ones_like(told, dtype=torch.bool)
+    matched[left] = False
     return matched
 
 

@@ -140,6 +140,14 @@ class PixelReport:
     boundary_f1: float | None = None
     exit_boundary_f1: tuple[float, ...] | None = None
 
+    def tabulate(self) -> list[list[str]]:
+        """Return the IoU of every class, routed and of the final exit, as rows of a table, the head first."""
+        rows = [["class", "IoU", "final exit's"]]
+        for label, (routed, final) in enumerate(zip(self.iou, self.final_iou, strict=True)):
+            cells = ["-" if value is None else f"{value:.3f}" for value in (routed, final)]
+            rows.append([self.classes[label] if self.classes else str(label), *cells])
+        return rows
+
     def __str__(self) -> str:
         borders = "" if self.boundary_f1 is None else f"; boundary F1 {self.boundary_f1:.3f}"
         drop, exits = self.mean_iou_drop, " ".join(f"{value:.3f}" for value in self.exit_mean_iou)
