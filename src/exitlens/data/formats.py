@@ -33,7 +33,7 @@ from exitlens.modalities.volume import VOLUME_FILES
 
 Format = Literal[
     "texts", "folder", "masks", "shards", "hub", "saved", "imagefolder", "parquet", "arrow", "numbers", "series", "arrays"
-]  # numbers: a CSV file of series or vectors; series: .ts files; arrays: class folders of series or volumes; masks: of pixels
+]  # numbers: a CSV file of series or vectors; series: .ts files; arrays: class folders of series or volumes
 ARRAYS = tuple(dict.fromkeys((*SERIES_FILES, *VOLUME_FILES)))
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -49,9 +49,9 @@ _SUFFIXES: dict[str, Format] = {
 def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labelled: bool = True) -> Format | None:
     """Return the format of the source that a name means, if it is known; files of texts and tar files need not exist.
 
-    A folder is, in this order: what ``datasets`` saved; images with masks; images with metadata; images in two subfolders or more; texts in
-    ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or tar file below it; series or
-    volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` say so, or its
+    A folder is, in this order: what ``datasets`` saved; images with masks of classes; images with metadata; images in two
+    subfolders or more; texts in ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or
+    tar file below it; series or volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` say so, or its
     columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an image in it is a folder of
     images: it may hold tables, too, such as predictions for these images.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -58,15 +60,19 @@ class MaskFiles(Truth):
         self._names = {str(Path(name).with_suffix("")): name for name in list_names(root, IMAGE) if _is_lossless(name)}
 
     def name(self, image: str) -> str:
+        """Return where the classes of an image stand."""
         stem = str(Path(image).with_suffix(""))
         return str(self._root / self._names.get(stem, f"{stem}.png"))
 
     def draw(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Return the classes of an image's pixels, as :meth:`Truth.draw` says."""
         name = self.name(image)
         if str(Path(image).with_suffix("")) not in self._names:
             raise DataError(f"{name}: there is no such mask for {IMAGES}/{image}")
         try:
-            with open_regular(Path(name), name) as file, Image.open(file, formats=FORMATS) as picture:
+            with open_regular(Path(name), name) as file:
+                content = file.read()
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise DataError(f"{name}: {picture.width} x {picture.height} pixels is over the limit of {MAX_PIXELS:,}")
                 mode, values = picture.mode, np.asarray(picture)
@@ -112,13 +118,17 @@ class Outlines(Truth):
             raise DataError(f"data: {path}: {problem}. Fix: check that its categories are {', '.join(classes)}") from error
 
     def name(self, image: str) -> str:
+        """Return where the classes of an image stand."""
         return f"{self._path}: {image}"
 
     def draw(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Return the classes of an image's pixels, as :meth:`Truth.draw` says."""
         if image not in self._sizes:
             raise DataError(f"{self.name(image)}: this image is not listed there")
         if self._sizes[image] != size:
-            raise DataError(f"{self.name(image)}: the image has {size[0]}x{size[1]} pixels, there it says {self._sizes[image]}")
+            raise DataError(
+                f"{self.name(image)}: the image has {size[0]}x{size[1]} pixels, there it says {self._sizes[image]}"
+            )
         drawn = np.zeros(size, np.uint8)
         try:
             regions = [(self._fill(entry["segmentation"], size), entry["label"]) for entry in self._shapes[image]]
@@ -131,7 +141,11 @@ class Outlines(Truth):
     def _fill(self, shape: Any, size: tuple[int, int]) -> np.ndarray:
         if isinstance(shape, list) or isinstance(shape["counts"], list):  # polygons, or run lengths as they are
             shape = self._coco.frPyObjects(shape, *size)
-        region: np.ndarray = self._coco.decode(self._coco.merge(shape) if isinstance(shape, list) else shape).astype(bool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about how pycocotools makes its array
+            region: np.ndarray = self._coco.decode(self._coco.merge(shape) if isinstance(shape, list) else shape).astype(
+                bool
+            )
         if region.shape != size:
             raise ValueError(f"it is of {region.shape[0]}x{region.shape[1]} pixels")
         return region
@@ -171,7 +185,13 @@ class MaskedImages(ImageFiles):
 
 
 class MaskSet(LazySet):
-    """Images and the classes of their pixels, read together; ``labels`` has the shape ``(N,H,W)`` alone (device ``meta``)."""
+    """Images and the classes of their pixels, read together; ``labels`` has only their shape ``(N,H,W)``.
+
+    Examples:
+        >>> data = xl.data.load_masks("scans", scenes.preprocess)
+        >>> type(data).__name__, data.load().labels.shape
+        ('MaskSet', torch.Size([2, 40, 40]))
+    """
 
     reader: MaskedImages
 

@@ -151,17 +151,24 @@ class ExplanationRow:
     cc_null: float | None
     cost: float
     reason: str
+    differing: float | None = None  # share of the pixels whose class is not the final exit's, if each has one
 
     @property
     def interest(self) -> tuple[bool, float]:
-        """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps."""
-        return self.disagrees, self.divergence
+        """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps.
+
+        Where each pixel is answered, the share of those that the final exit answers otherwise takes the place of both.
+        """
+        return (self.disagrees, self.divergence) if self.differing is None else (False, self.differing)
 
     def write_title(self, num_exits: int) -> str:
         """Return the sample and its answer, for the contact sheet."""
         name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
         final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
         place = exit_name(self.exit, num_exits)
+        if self.differing is not None:
+            share = f"{100 * self.differing:.1f} % of the pixels"
+            return f"{name}: {place} ({self.confidence:.2f}), the final exit differs at {share}"
         return f"{name}: {self.answer} ({self.confidence:.2f}) at {place}{final}, divergence {self.divergence:.2f}"
 
 
@@ -181,6 +188,7 @@ def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
         None if view.cc_null is None else round(view.cc_null, 6),
         round(view.cost, 6),
         why.reason,
+        None if view.pixels is None or view.pixels.differs is None else round(view.pixels.differs.float().mean().item(), 6),
     )
 
 

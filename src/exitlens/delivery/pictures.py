@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exitlens.display import COLOURS, pick_class_colour, pick_exit_colour, shades, to_picture
 from exitlens.functional.maps import enlarge
-from exitlens.types import Explanation, ExitView
+from exitlens.types import ExitView, Explanation
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.tasks import BACKGROUND, IGNORE
@@ -86,6 +86,12 @@ def draw_key(classes: Sequence[str], told: Sequence[int], width: int) -> Image.I
     return key
 
 
+def _draw_key_of(whys: Sequence[Explanation], width: int) -> Image.Image | None:
+    """Draw the key to the classes that any exit tells; ``None`` if exits answer whole images."""
+    told = sorted({label for why in whys for view in why.exits for label in view.answer})
+    return None if whys[0].exits[0].pixels is None else draw_key(whys[0].classes, told, width)
+
+
 def draw_mask(labels: Tensor, size: tuple[int, int]) -> Image.Image:
     """Return classes ``(H,W)`` as a picture of indices with a palette, enlarged to ``size`` (height, width)."""
     picture = Image.fromarray(labels.byte().cpu().numpy())
@@ -118,8 +124,8 @@ def draw_strip(explanation: Explanation) -> Image.Image:
         captions.append("what the answer depends on")
     colour = pick_exit_colour(explanation.answered, explanation.num_exits)
     gap, foot = 8, 22
-    width, told = len(tiles) * (base.width + gap) + gap, sorted({label for view in explanation.exits for label in view.answer})
-    key = None if explanation.exits[0].pixels is None else draw_key(explanation.classes, told, width)
+    width = len(tiles) * (base.width + gap) + gap
+    key = _draw_key_of([explanation], width)
     sheet = Image.new("RGB", (width, base.height + foot + gap + (key.height if key else 0)), "white")
     if key is not None:
         sheet.paste(key, (0, base.height + foot + gap))
@@ -140,7 +146,10 @@ def draw_contact_sheet(explanations: Mapping[str, Sequence[Explanation]], titles
     side, gap, head = 120, 6, 40  # pixels; side: of each picture
     width = gap + (1 + len(columns)) * (side + gap) + gap * (len(explanations) + 1)
     step = side + gap + (20 if titles else 0)
-    sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
+    key = _draw_key_of(first, width)
+    sheet = Image.new("RGB", (width, head + len(first) * step + gap + (key.height if key else 0)), "white")
+    if key is not None:
+        sheet.paste(key, (0, head + len(first) * step))
     draw = ImageDraw.Draw(sheet)
     for row, why in enumerate(first):
         sheet.paste(_draw_square(why, side), (gap, head + row * step))

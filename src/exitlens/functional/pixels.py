@@ -97,7 +97,9 @@ def match_borders(at: Tensor, borders: Tensor, others: Tensor, reach: int) -> Te
     height, width = (side + 2 * reach for side in others.shape[1:])
     place = (at[:, 0] * height + at[:, 1] + reach) * width + at[:, 2] + reach
     told, left = borders[tuple(at.T)], torch.arange(len(at), device=at.device)
-    steps = [(down**2 + right**2, down * width + right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
+    steps = [
+        (down**2 + right**2, down * width + right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)
+    ]
     for _, step in sorted(step for step in steps if step[0] <= reach**2):  # most match at once
         left = left[padded[place[left] + step] != told[left]]
     matched = torch.ones_like(told, dtype=torch.bool)
@@ -174,8 +176,8 @@ def measure_border_f1(borders: Tensor) -> Tensor:  # (N,*S,C,4) -> (*S)
     Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013, section 3.3; classes that only
     the answer has are not among those of the mean. NaN without any border.
     """
-    hits, told, found, truth = borders.double().unbind(-1)
-    precision, recall = hits / told.clamp_min(1), found / truth.clamp_min(1)
+    right, told, met, truth = borders.double().unbind(-1)
+    precision, recall = right / told.clamp_min(1), met / truth.clamp_min(1)
     f1 = 2 * precision * recall / (precision + recall).clamp_min(TINY)
     return f1.masked_fill(truth == 0, torch.nan).nanmean(-1).nanmean(0)
 

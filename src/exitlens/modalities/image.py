@@ -14,7 +14,6 @@ from torch import Tensor
 from exitlens.errors import DataError
 from exitlens.functional.maps import enlarge
 from exitlens.functional.regions import segment_by_colour
-from exitlens.modalities.arrays import open_regular
 from exitlens.modalities.base import Modality
 from exitlens.types.preprocessing import Preprocess
 
@@ -84,11 +83,9 @@ def decode_image(
 def read_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image as :func:`open_picture` gives it, by the head of its file."""
     try:
-        with open_regular(path, str(path)) as file, Image.open(file, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             return (width, height) if image.getexif().get(_ORIENTATION) in _TURNED else (height, width)
-    except DataError:
-        raise
     except Exception as error:  # Pillow raises many kinds for hostile files
         raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
 

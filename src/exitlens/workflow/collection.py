@@ -225,7 +225,9 @@ class _Recorder:
 
     def _take_logits(self, is_labelled: bool) -> Logits:
         if self._net.info.task == "segmentation":
-            return PixelSummary(**self._take_parts(("scores", "means", "disagreement"), ("confusion", "borders"), is_labelled))
+            return PixelSummary(
+                **self._take_parts(("scores", "means", "disagreement"), ("confusion", "borders"), is_labelled)
+            )
         if not self._is_compact:
             return self._store.take("logits")
         parts = self._take_parts(("top", "classes", "span", "weights"), ("label",), is_labelled)

@@ -124,8 +124,8 @@ class PixelReport:
         accuracy, exit_accuracy: share of labelled pixels that are right.
         image_mean_iou_drop: mean over images of the drop of an image's mean IoU, which ``max_miou_drop`` limits.
         classes: names of the classes, if the trace knows them.
-        boundary_f1, exit_boundary_f1: boundary F1 score, of the routed answers and of every exit's: the mean over images (tiles,
-            if the trace is of tiles) of the mean over the classes with a border in the label. ``None`` without a border.
+        boundary_f1, exit_boundary_f1: boundary F1 score, of the routed answers and of every exit's: the mean over images (or
+            the trace's tiles) of the mean over the classes with a border in the label. ``None`` without a border.
     """
 
     mean_iou: float

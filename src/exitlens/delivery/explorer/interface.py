@@ -77,9 +77,9 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
 def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str, Any]:
     name, is_final = exit_name(view.exit, why.num_exits), view.exit == why.num_exits - 1
     top = view.probabilities.topk(min(BARS if view.pixels is None else len(view.answer), len(view.probabilities)))
-    own = pick_exit_colour(view.exit, why.num_exits)
+    colour = pick_exit_colour(view.exit, why.num_exits)
     bars = [
-        (why.name(i), p, own if view.pixels is None else "rgb({},{},{})".format(*pick_class_colour(i)))
+        (why.name(i), p, colour if view.pixels is None else "rgb({},{},{})".format(*pick_class_colour(i)))
         for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
     ]
     others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist() if view.pixels is None else []
@@ -95,7 +95,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         agreement += f"(another sample's map: {null}){before}"
     return {
         "name": name,
-        "colour": own,
+        "colour": colour,
         "dense": view.pixels is not None,
         "answered": view.exit == why.answered,
         "later": later,
