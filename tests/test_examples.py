@@ -132,6 +132,7 @@ def test_texts_lead_to_a_certified_bundle_and_explanations(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_folder_of_masks_leads_to_a_certified_bundle(tmp_path, monkeypatch):
+    build_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     fewer = {"1200": "32", "60)": "16)", "400": "40", "120)": "16)", "size=64": "size=32"}
     smaller = {"--size 64": "--size 32", "--epochs 14": "--epochs 1", "--max-miou-drop 0.05": "--max-miou-drop 0.5"}

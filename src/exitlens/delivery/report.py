@@ -263,7 +263,7 @@ def build_gallery(
 
 def _read(data: SampleSet, rows: Tensor) -> SampleSet:
     part = data.subset(rows)
-    return part.load() if isinstance(part, LazySet) else part  # type: ignore[no-any-return]
+    return part.load() if isinstance(part, LazySet) else part
 
 
 def _describe_labels(chosen: SampleSet, whys: Sequence[Explanation]) -> dict[str, Any]:
