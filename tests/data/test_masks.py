@@ -257,7 +257,7 @@ class TestOutlines:
         ("change", "message"),
         [
             (lambda v: v["images"].pop(1), "expected COCO's images, annotations and categories"),
-            (lambda v: v["images"][0].update(height=9), r"0\.png: the image has 10x12 pixels, there it says \(9, 12\)"),
+            (lambda v: v["images"][0].update(height=9), r"0\.png: expected 10x12 pixels, as the image has, got \(9, 12\)"),
             (lambda v: v["annotations"][0].update(segmentation=[[1, 2]]), r"0\.png: an outline cannot be read"),
             (lambda v: v["annotations"][2]["segmentation"].update(size=[5, 24]), r"1\.png: an outline cannot be read"),
             (lambda v: v["annotations"][0].update(category_id=3), "expected COCO's images, annotations and categories"),

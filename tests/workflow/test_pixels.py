@@ -105,7 +105,7 @@ def test_a_frozen_backbone_trains_with_transforms(transform):
     assert torch.equal(net.stage(0).body.get_submodule("down1.0").weight, before)
 
 
-def test_a_trace_has_what_the_network_answers(unet):
+def test_a_trace_has_what_the_network_answers(unet, tmp_path):
     data = make_pixel_set(40)
     trace = xl.collect(unet, data, batch_size=16)
     outs = unet(data.inputs)
@@ -121,8 +121,11 @@ def test_a_trace_has_what_the_network_answers(unet):
     assert trace.network == unet.fingerprint()
     assert trace.has_maps
     assert trace.gate_features is None
+    trace.save(tmp_path / "trace")
+    assert torch.equal(xl.Trace.load(tmp_path / "trace").borders, trace.borders)
     again = xl.collect(unet, data.inputs)
     assert not again.is_labelled
+    assert again.borders is None
     with pytest.raises(xl.errors.InputError, match="compact: logits of pixels are summed up"):
         xl.collect(unet, data, compact=True)
     with pytest.raises(xl.errors.InputError, match="some batches have labels and some have none"):

@@ -51,9 +51,9 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labe
 
     A folder is, in this order: what ``datasets`` saved; images with masks of classes; images with metadata; images in two
     subfolders or more; texts in ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or
-    tar file below it; series or volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` say so, or its
-    columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an image in it is a folder of
-    images: it may hold tables, too, such as predictions for these images.
+    tar file below it; series or volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if
+    ``columns`` say so, or its columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an
+    image in it is a folder of images: it may hold tables, too, such as predictions for these images.
     """
     if name.startswith(HUB):
         return "hub"

@@ -57,7 +57,9 @@ class MaskFiles(Truth):
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._names = {str(Path(name).with_suffix("")): name for name in list_names(root, IMAGE) if _is_lossless(name)}
+        self._names = {
+            str(Path(name).with_suffix("")): name for name in list_names(root, IMAGE) if name.lower().endswith(LOSSLESS)
+        }
 
     def name(self, image: str) -> str:
         """Return where the classes of an image stand."""
@@ -127,7 +129,7 @@ class Outlines(Truth):
             raise DataError(f"{self.name(image)}: this image is not listed there")
         if self._sizes[image] != size:
             raise DataError(
-                f"{self.name(image)}: the image has {size[0]}x{size[1]} pixels, there it says {self._sizes[image]}"
+                f"{self.name(image)}: expected {size[0]}x{size[1]} pixels, as the image has, got {self._sizes[image]}"
             )
         drawn = np.zeros(size, np.uint8)
         try:
@@ -141,11 +143,10 @@ class Outlines(Truth):
     def _fill(self, shape: Any, size: tuple[int, int]) -> np.ndarray:
         if isinstance(shape, list) or isinstance(shape["counts"], list):  # polygons, or run lengths as they are
             shape = self._coco.frPyObjects(shape, *size)
+        shape = self._coco.merge(shape) if isinstance(shape, list) else shape
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about how pycocotools makes its array
-            region: np.ndarray = self._coco.decode(self._coco.merge(shape) if isinstance(shape, list) else shape).astype(
-                bool
-            )
+            region: np.ndarray = self._coco.decode(shape).astype(bool)
         if region.shape != size:
             raise ValueError(f"it is of {region.shape[0]}x{region.shape[1]} pixels")
         return region
@@ -270,10 +271,6 @@ def read_classes(root: Path) -> tuple[str, ...]:
 def list_unmasked(root: Path, names: Sequence[str]) -> list[str]:
     """Return the names of images of a folder without those of their masks."""
     return [name for name in names if MASKS not in Path(name).parts[:-1]] if holds_masks(root) else list(names)
-
-
-def _is_lossless(name: str) -> bool:
-    return name.lower().endswith(LOSSLESS)
 
 
 def _read_json(path: Path) -> Any:

@@ -284,14 +284,13 @@ def _name_truth(data: SampleSet) -> list[str]:
 
 def _find_errors(whys: Sequence[Explanation], data: SampleSet) -> list[float]:
     """Return for each answer 1 if it is wrong, else 0; of pixels the share of those that are."""
-    views = [why.exits[why.answered].pixels for why in whys]
     if data.labels.ndim < 3:
         return [float(why.name_answer() != truth) for why, truth in zip(whys, _name_truth(data), strict=True)]
     shares = []
-    for view, labels in zip(views, data.labels, strict=True):
-        known = labels != IGNORE
-        told = labels if view is None else view.labels.cpu()
-        shares.append((told != labels)[known].float().mean().nan_to_num(0.0).item())
+    for why, labels in zip(whys, data.labels, strict=True):
+        view = why.exits[why.answered].pixels
+        assert view is not None
+        shares.append((view.labels.cpu() != labels)[labels != IGNORE].float().mean().nan_to_num(0.0).item())
     return shares
 
 
