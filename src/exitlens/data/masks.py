@@ -105,7 +105,7 @@ class Outlines(Truth):
     """Polygons and run lengths of a COCO file; of two that overlap the smaller lies above, crowds have no class."""
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        self._path, self._coco = path, import_extra("pycocotools.mask", "coco", f"the outlines in {path}")
+        self._path, self._coco = path, import_extra("pycocotools.mask", "coco", f"a file of outlines ({path})")
         try:
             values = _read_json(path)
             names = {entry["id"]: str(entry["name"]) for entry in values["categories"]}
