@@ -1,9 +1,13 @@
 """Make a folder of pictures: each drawing several times, at random places, sizes and turns, on backgrounds of its own.
 
-Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--drawings DIR]
+Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat | --objects 4] [--drawings DIR]
 
 OUT/pictures/SPLIT/CLASS/DRAWING__03.jpg and OUT/masks/SPLIT/CLASS/DRAWING__03.png (white where the drawing is). No drawing is in two
 splits. With --flat there is no level SPLIT, so that `--group-by '(.+)__'` has something to do. The same arguments give the same files.
+
+With --objects, a picture shows as many drawings, one over the other: OUT/SPLIT/images/DRAWING__03.jpg, after the one that lies lowest, and
+OUT/SPLIT/masks/DRAWING__03.png, with the class of each pixel, whose names are in OUT/classes.txt (0: background). `exitlens fit` takes such a
+folder as it is.
 
 Drawings are of a folder of categories with transparent PNG files (Debian's openclipart-png). It holds many drawings twice or more: in
 outline and in colour, mirrored signs, one drawing in two categories. A copy of a training drawing among the test drawings would be
@@ -50,6 +54,7 @@ ALIKE = {True: 12, False: 6}  # bits of 64 of the perceptual hash; in one class,
 SHARES = {"train": 0.5, "validation": 0.08, "calibration": 0.21, "test": 0.21}  # of the drawings
 PICTURES = {"train": 8, "validation": 6, "calibration": 6, "test": 8}  # of each drawing
 SCALE = (0.45, 0.9)  # of the drawing's longer side
+SCALE_OF_SEVERAL = (0.25, 0.6)  # the same, where a picture has several objects
 TURN = 20.0  # degrees to either side
 LEAST_CONTRAST = 0.15  # mean distance of colours between the drawing and what it covers; below, another background is tried
 BACKBONE, SIZE = "timm:tf_efficientnet_lite0", 128  # the network for which pictures are loaded
@@ -197,6 +202,27 @@ def make_picture(drawing: Drawing, number: int, size: int, seed: int = 0) -> tup
     """Return a picture of ``size`` pixels a side and its mask, which depend on nothing but what is given."""
     rng = np.random.default_rng(hash_key(seed, drawing.name, number))
     layer = place_drawing(drawing.pixels, size, rng)  # (S,S,4)
+    mask = Image.fromarray(np.where(layer[..., 3] > 0.5, 255, 0).astype(np.uint8))
+    return lay_on_background(layer, size, rng), mask
+
+
+def make_scene(
+    shown: Sequence[Drawing], classes: Sequence[str], number: int, size: int, seed: int = 0
+) -> tuple[Image.Image, Image.Image]:
+    """Return a picture of several drawings, each over those before it, and the class of each pixel, 0 where there is none."""
+    rng = np.random.default_rng(hash_key(seed, *(drawing.name for drawing in shown), number))
+    layer, labels = np.zeros((size, size, 4)), np.zeros((size, size), np.uint8)
+    for drawing in shown:
+        top = place_drawing(drawing.pixels, size, rng, SCALE_OF_SEVERAL)
+        below, alpha = layer[..., 3:] * (1 - top[..., 3:]), top[..., 3:]
+        ink = (alpha * top[..., :3] + below * layer[..., :3]) / np.maximum(alpha + below, 1e-6)
+        layer = np.concatenate([ink, alpha + below], axis=-1)
+        labels[top[..., 3] > 0.5] = 1 + classes.index(drawing.label)
+    return lay_on_background(layer, size, rng), Image.fromarray(labels)
+
+
+def lay_on_background(layer: np.ndarray, size: int, rng: Generator) -> Image.Image:  # (S,S,4) in [0, 1]
+    """Draw a background from which the layer stands out, the layer on it, and some noise."""
     ink, alpha = layer[..., :3], layer[..., 3:]
     for _ in range(10):
         flat = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](size, rng, draw_palette(5, rng))
@@ -207,16 +233,17 @@ def make_picture(drawing: Drawing, number: int, size: int, seed: int = 0) -> tup
             break
     picture = alpha * ink + (1 - alpha) * background
     picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)
-    pixels = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
-    return Image.fromarray(pixels), Image.fromarray(np.where(alpha[..., 0] > 0.5, 255, 0).astype(np.uint8))
+    return Image.fromarray(np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8))
 
 
-def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:  # -> (S,S,4) in [0, 1]
+def place_drawing(
+    pixels: Image.Image, size: int, rng: Generator, scales: tuple[float, float] = SCALE
+) -> np.ndarray:  # -> (S,S,4) in [0, 1]
     """Mirror (or not), turn and scale a drawing, and place it wholly inside."""
     if rng.uniform() < 0.5:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     turned = pixels.convert("RGBa").rotate(rng.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True)
-    scale = rng.uniform(*SCALE) * size / max(turned.size)
+    scale = rng.uniform(*scales) * size / max(turned.size)
     sides = (max(2, round(turned.width * scale)), max(2, round(turned.height * scale)))
     turned = turned.resize(sides, Image.Resampling.LANCZOS).convert("RGBA")
     layer = Image.new("RGBA", (size, size))
@@ -236,13 +263,33 @@ def make_folder(out: Path, drawings: Sequence[Drawing], size: int, seed: int = 0
         target, shadow = out / "pictures" / f"{stem}.jpg", out / "masks" / f"{stem}.png"
         if target.exists():
             continue
-        picture, mask = make_picture(drawing, number, size, seed)
-        for path, image, options in ((shadow, mask, {}), (target, picture, {"quality": 90})):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            image.save(temporary, format="JPEG" if options else "PNG", **options)
-            temporary.replace(path)
+        save_pair(target, shadow, *make_picture(drawing, number, size, seed))
     return len(pictures)
+
+
+def make_folder_of_scenes(out: Path, drawings: Sequence[Drawing], objects: int, size: int, seed: int = 0) -> int:
+    """Write pictures of several drawings of a split that are not there yet, and return how many there are in all."""
+    classes, count = sorted({drawing.label for drawing in drawings}), 0
+    for split, part in split_drawings(drawings, seed).items():
+        for lowest, number in ((drawing, number) for drawing in part for number in range(PICTURES[split])):
+            name, count = f"{lowest.name}__{number:02d}", count + 1
+            target, shadow = out / split / "images" / f"{name}.jpg", out / split / "masks" / f"{name}.png"
+            if target.exists():
+                continue
+            rng = np.random.default_rng(hash_key(seed, "others", lowest.name, number))
+            shown = [lowest, *(part[i] for i in rng.integers(0, len(part), objects - 1))]
+            save_pair(target, shadow, *make_scene(shown, classes, number, size, seed))
+    (out / "classes.txt").write_text("\n".join(["background", *classes]) + "\n")
+    return count
+
+
+def save_pair(target: Path, shadow: Path, picture: Image.Image, mask: Image.Image) -> None:
+    """Write a picture after its mask, each whole or not at all."""
+    for path, image, options in ((shadow, mask, {}), (target, picture, {"quality": 90})):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        image.save(temporary, format="JPEG" if options else "PNG", **options)
+        temporary.replace(path)
 
 
 # Reading such a folder, and the weights of the network for it
@@ -286,12 +333,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=SIZE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--flat", action="store_true", help="class folders without a level for the splits")
+    parser.add_argument("--objects", type=int, default=1, help="drawings in each picture, and a class for each pixel")
     parser.add_argument("--drawings", type=Path, default=OPENCLIPART, metavar="DIR")
     given = parser.parse_args(arguments)
     if not given.drawings.is_dir():
         raise SystemExit(f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png")
     drawings = select_drawings(find_drawings(given.drawings))
-    total = make_folder(given.out, drawings, given.size, given.seed, given.flat)
+    if given.objects > 1:
+        total = make_folder_of_scenes(given.out, drawings, given.objects, given.size, given.seed)
+    else:
+        total = make_folder(given.out, drawings, given.size, given.seed, given.flat)
     print(f"{given.out}: {total:,} pictures of {len(drawings)} drawings in {len({d.label for d in drawings})} classes")
 
 

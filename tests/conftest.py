@@ -342,3 +342,13 @@ def trained_once(shared, folder) -> Path:
 def trained(trained_once, tmp_path_factory) -> Path:
     """A copy of that run, for one test module."""
     return Path(shutil.copytree(trained_once, tmp_path_factory.mktemp("runs") / "x"))
+
+
+def write_pixel_folder(root: Path, data: xl.data.ImageSet) -> Path:
+    """Write images, and the classes of their pixels as pictures of indices, as ``root/images``, ``root/masks``."""
+    for name, pictures in (("images", data.images.permute(0, 2, 3, 1)), ("masks", data.labels)):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture.numpy()).save(root / name / f"{i:02d}.png")
+    (root / "classes.txt").write_text("\n".join(data.classes) + "\n")
+    return root

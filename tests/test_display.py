@@ -6,7 +6,16 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.display import choose_text_colour, contrast, html_table, map_svg, names_html, pick_exit_colour, shade_names
+from exitlens.display import (
+    choose_text_colour,
+    contrast,
+    html_table,
+    map_svg,
+    names_html,
+    pick_class_colour,
+    pick_exit_colour,
+    shade_names,
+)
 from tests.conftest import random_trace
 
 
@@ -92,3 +101,9 @@ def test_names_are_darker_where_there_is_more_attention():
     assert shaded[0] == ("a", "0.750", "background: rgb(0,114,178); color: #fff")
     assert shaded[1][1:] == ("0.250", "background: rgb(170,208,229); color: #000")
     assert "b&lt;</span>" in names_html(("a", "b<"), torch.tensor([0.75, 0.25]))
+
+
+def test_classes_have_colours_of_their_own():
+    colours = [pick_class_colour(label) for label in range(40)]
+    assert len(set(colours)) == 40
+    assert all(0 <= value <= 255 for colour in colours for value in colour)

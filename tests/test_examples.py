@@ -56,6 +56,7 @@ def run_commands(text: str) -> dict[str, str]:
     [
         ("photos.md", "fit calibrate evaluate report predict explain fit fit fit"),
         ("multilabel.md", "fit calibrate evaluate predict explain report"),
+        ("masks.md", "fit calibrate evaluate report predict explain"),
     ],
 )
 def test_commands_parse(page, named):
@@ -127,6 +128,23 @@ def test_texts_lead_to_a_certified_bundle_and_explanations(tmp_path, monkeypatch
     assert "drift" in said["predict"]
     assert len(Path("runs/texts/answers.csv").read_text().splitlines()) == 1 + 600
     assert ">film<" in next(Path("runs/texts/why").glob("*.html")).read_text()
+
+
+@pytest.mark.slow
+def test_a_folder_of_masks_leads_to_a_certified_bundle(tmp_path, monkeypatch):
+    build_once(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    fewer = {"1200": "32", "60)": "16)", "400": "40", "120)": "16)", "size=64": "size=32"}
+    smaller = {"--size 64": "--size 32", "--epochs 14": "--epochs 1", "--max-miou-drop 0.05": "--max-miou-drop 0.5"}
+    text = read_page("masks.md", fewer | smaller)
+    (make,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    run(make, "make", {}, tmp_path)
+    said = run_commands(text)
+    assert "train: 32 images with 11 classes of pixels" in said["fit"]
+    assert "With 90 % confidence" in said["calibrate"]
+    assert "boundary F1" in said["evaluate"]
+    assert len(list(Path("runs/garments/answers").glob("*.png"))) == 16
+    assert Path("runs/garments/why/0000_exit3_labels.png").exists()
 
 
 @pytest.mark.slow

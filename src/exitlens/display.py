@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +17,9 @@ COLOURS = "inferno"  # perceptually uniform, legible in grey and to colour-blind
 # Colours of exits: Okabe and Ito's (darker or lighter where they are faint on white or black) and three more, in turn.
 EARLY = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6", "#A0522D", "#7A8B00", "#00868B")
 FINAL = "#767676"
+# of classes of pixels: a dark one for the first, which is often the background, then matplotlib's without grey
+CLASS_COLOURS = ("#202050", *(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)), "gold")
+GOLDEN = 0.618034  # of a circle: so far apart are the hues of further classes
 SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
 DARK = 0.93  # shades from which white stands out better than black: either has a contrast of 4.5 or more
 QUOTES = {'"': "&quot;"}
@@ -116,6 +119,13 @@ def names_html(names: Sequence[str], attention: Tensor) -> str:
 def pick_exit_colour(k: int, count: int) -> str:
     """Return the colour that stands for exit ``k`` of ``count`` everywhere, as ``#rrggbb``."""
     return FINAL if k == count - 1 else EARLY[k % len(EARLY)]
+
+
+def pick_class_colour(label: int) -> tuple[int, int, int]:
+    """Return the colour that stands for a class of pixels everywhere: one of eleven, then hues far from one another."""
+    further = hsv_to_rgb((label * GOLDEN % 1.0, 0.45 + 0.4 * (label % 2), 0.6 + 0.13 * (label % 4)))
+    red, green, blue = to_rgb(CLASS_COLOURS[label]) if label < len(CLASS_COLOURS) else further
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def contrast(first: str, second: str) -> float:

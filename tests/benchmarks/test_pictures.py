@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import exitlens as xl
 from benchmarks import drawings, pictures
 
 
@@ -127,3 +128,22 @@ def test_both_networks_take_steps(monkeypatch):
     monkeypatch.setattr(pictures, "BACKBONE", "small")
     measured = pictures.time_steps(rounds=2, batch=2, size=32)
     assert measured["ratio"][1] <= measured["ratio"][0] <= measured["ratio"][2]
+
+
+def test_a_picture_of_several_drawings_has_a_class_for_each_pixel(monkeypatch, tmp_path):
+    shown = [DRAWINGS[0], DRAWINGS[12]]  # a red cat under a blue dog
+    picture, mask = drawings.make_scene(shown, ["cat", "dog"], 3, 64)
+    pixels, labels = np.asarray(picture).astype(float), np.asarray(mask)
+    assert np.unique(labels).tolist() == [0, 1, 2]
+    assert pixels[labels == 1].mean(0)[0] > 200 > pixels[labels == 1].mean(0)[2]
+    assert pixels[labels == 2].mean(0)[2] > 200 > pixels[labels == 2].mean(0)[0]
+    monkeypatch.setattr(drawings, "PICTURES", dict.fromkeys(drawings.SHARES, 1))
+    total = drawings.make_folder_of_scenes(tmp_path, DRAWINGS, 3, 32)
+    assert total == len(DRAWINGS)
+    stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.jpg"))]
+    assert drawings.make_folder_of_scenes(tmp_path, DRAWINGS, 3, 32) == total
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.jpg"))] == stamps
+    data = xl.data.load_masks(tmp_path / "train", xl.data.Preprocess((32, 32), (0.5,) * 3, (0.25,) * 3)).load()
+    assert data.classes == ("background", "cat", "dog")
+    assert len(data) == 12
+    assert set(data.labels.unique().tolist()) == {0, 1, 2}

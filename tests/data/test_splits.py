@@ -125,3 +125,13 @@ def test_missing_splits_are_cut_from_train():
     parts = {"train": _texts(90, torch.arange(90)), "test": _texts(10, torch.arange(89, 99))}
     with pytest.raises(xl.errors.DataError, match=r"group 'g89' in train and in test \(1 group\(s\) are in both\)"):
         take_split(parts, "train", 0, "x", [f"g{i}" for i in range(99)])
+
+
+def test_images_with_classes_of_pixels_are_cut_at_random():
+    labels = torch.zeros(20, 4, 4, dtype=torch.uint8)
+    data = xl.data.ImageSet(torch.zeros(20, 3, 4, 4, dtype=torch.uint8), labels, ("a", "b"), groups=torch.arange(20) // 2)
+    parts = xl.data.split_set(data, (0.5, 0.5))
+    assert sum(map(len, parts)) == 20
+    assert not set(parts[0].groups.tolist()) & set(parts[1].groups.tolist())
+    data.groups = None
+    assert [len(part) for part in xl.data.split_set(data, (0.7, 0.3))] == [14, 6]

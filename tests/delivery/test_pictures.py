@@ -3,8 +3,19 @@ import torch
 from PIL import Image, ImageColor
 
 import exitlens as xl
-from exitlens.delivery.pictures import draw_contact_sheet, draw_heat, draw_image, draw_overlay
-from exitlens.display import pick_exit_colour
+from exitlens.delivery.pictures import (
+    draw_contact_sheet,
+    draw_heat,
+    draw_image,
+    draw_key,
+    draw_labels,
+    draw_mask,
+    draw_overlay,
+    draw_strip,
+    draw_view,
+)
+from exitlens.display import pick_class_colour, pick_exit_colour
+from tests.conftest import make_pixel_set, make_unet
 
 POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 
@@ -40,3 +51,36 @@ def test_a_uniform_map_is_as_pale_in_every_picture():
     bright = [np.asarray(draw_overlay(base, m)).max() for m in (uniform, sharp)]
     assert bright[0] < bright[1] - 60
     assert np.asarray(draw_heat(uniform))[..., 3].max() < np.asarray(draw_heat(sharp))[..., 3].max() - 60
+
+
+LABELS = torch.tensor([[0, 1], [2, 255]])
+
+
+def test_classes_of_pixels_have_colours():
+    over = np.asarray(draw_labels(LABELS, ("background", "a", "b")))
+    assert over[..., 3].tolist() == [[0, 165], [165, 0]]
+    assert tuple(over[0, 1, :3]) == pick_class_colour(1)
+    assert np.asarray(draw_labels(LABELS, ("road", "a", "b")))[0, 0, 3] == 165
+    mask = draw_mask(LABELS, (4, 6))
+    assert mask.size == (6, 4)
+    assert np.asarray(mask)[[0, 3], [5, 0]].tolist() == [1, 2]
+    assert mask.convert("RGB").getpixel((0, 3)) == pick_class_colour(2)
+
+
+def test_a_key_breaks_its_lines():
+    wide, narrow = (draw_key(("background", "an animal", "b"), (0, 1, 2), width) for width in (400, 100))
+    assert narrow.height > wide.height
+    assert pick_class_colour(2) in {colour for _, colour in wide.getcolors(100_000)}
+
+
+def test_exits_of_pixels_are_drawn_as_classes():
+    data, net = make_pixel_set(2), make_unet()
+    whys = xl.explain_batch(net, data.inputs, xl.Policy((0.7, 0.75), score="mean_probability"))
+    base = Image.new("RGB", (16, 16), (100,) * 3)
+    seen = np.asarray(draw_view(base, whys[0], whys[0].exits[0]))
+    labels = whys[0].exits[0].pixels.labels.numpy()
+    for label in np.unique(labels):
+        mixed = 100 + (np.array(pick_class_colour(label)) - 100) * 165 / 255
+        assert np.abs(seen[labels == label] - mixed).max() <= 1
+    assert draw_contact_sheet({"": whys}).height > draw_contact_sheet({"": whys[:1]}).height
+    assert draw_strip(whys[0]).height > 224

@@ -1,11 +1,14 @@
 """Measures of pixels by hand, and against loops over pixels in NumPy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 import exitlens as xl
 from exitlens.functional import pixels
@@ -88,3 +91,41 @@ def test_a_summary_is_of_enlarged_answers_and_coarse_scores():
     assert pixels.summarise(outputs, (8, 8), None).confusion is None
     trace = xl.Trace(kept, None, torch.zeros(10, 2), torch.tensor([0.5, 1.0]))
     torch.testing.assert_close(trace.accuracy[:, 0], (answers[0] == labels).float().mean((1, 2)))
+
+
+def draw_border(labels, c):
+    """The pixels of a class beside one of another class, by dilation with a cross."""
+    return (labels == c) & binary_dilation((labels != c) & (labels != 255)) & (labels != 255)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (150, 200)])
+def test_borders_match_within_a_distance(size):
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 4, (2, size[0] // 10, size[1] // 10)), np.ones((1, 10, 10), int))
+    labels[:, :5, :7] = 255
+    answers = np.where(labels == 255, 0, labels)
+    answers = np.roll(answers, 2, 1)
+    counts = pixels.count_borders(torch.tensor(answers), torch.tensor(labels).byte(), 4)
+    reach = math.ceil(0.0075 * math.hypot(*size))
+    for i in range(2):
+        told, truth = np.where(labels[i] == 255, 255, answers[i]), labels[i]
+        for c in range(4):
+            borders = draw_border(told, c), draw_border(truth, c)
+            near = [distance_transform_edt(~border) <= reach if border.any() else border for border in borders]
+            expected = [(borders[0] & near[1]), borders[0], (borders[1] & near[0]), borders[1]]
+            assert counts[i, c].tolist() == [int(mask.sum()) for mask in expected]
+    tiles = pixels.count_borders(torch.tensor(answers), torch.tensor(labels).byte(), 4, (2, 5))
+    assert tiles.shape == (20, 4, 4)
+    assert tiles.view(2, 10, 4, 4).sum(1).equal(counts)
+
+
+def test_the_boundary_score_by_hand():
+    # image 0: class 0 has precision 1/2 and recall 1, class 1 has no border in the label; image 1: all of class 1 is found
+    borders = torch.tensor([[[2, 4, 3, 3], [0, 5, 0, 0]], [[0, 0, 0, 0], [6, 6, 8, 8]]])
+    assert pixels.measure_border_f1(borders).item() == pytest.approx((2 / 3 + 1) / 2)
+    assert pixels.measure_border_f1(borders[:1, 1:]).isnan()
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    labels[:, :4] = 1
+    perfect = pixels.count_borders(labels, labels, 2)
+    assert perfect[0].tolist() == [[8, 8, 8, 8], [8, 8, 8, 8]]
+    assert pixels.measure_border_f1(perfect).item() == 1.0

@@ -21,6 +21,9 @@ def test_pixels_are_a_task():
     assert tasks.choose_score(None, "segmentation") == "mean_probability"
     with pytest.raises(xl.errors.InputError, match=r"score: expected one of .*sure_share.* for one class a pixel"):
         tasks.choose_score("margin", "segmentation")
+    told = torch.tensor([[[1, 0], [255, 1]], [[0, 0], [0, 0]]])
+    assert tasks.name_answers(told, ("none", "cat")) == ["none;cat", "none"]
+    assert tasks.name_answers(told, ()) == ["0;1", "0"]
     logits = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # one image of a row of two pixels
     assert tasks.find_answers(logits, "segmentation").tolist() == [[[0, 1]]]
     assert tasks.read_answers(logits.softmax(1), "segmentation").tolist() == [[[0, 1]]]
@@ -28,8 +31,6 @@ def test_pixels_are_a_task():
     assert tasks.are_same(both, torch.tensor([[[0, 1]], [[0, 0]]]), "segmentation").tolist() == [True, False]
     tasks.check_truth(torch.tensor([[[0, 255]]], dtype=torch.uint8), 1, 2, "segmentation")
     tasks.refuse_segmentation("classes", "net: export")
-    with pytest.raises(xl.errors.InputError, match="labels: a name for an answer is not there yet"):
-        tasks.name_answers(both, ("a", "b"))
     with pytest.raises(
         xl.errors.InputError, match="net: export is not there yet for networks that answer one class a pixel"
     ):

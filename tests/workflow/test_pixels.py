@@ -10,9 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import exitlens as xl
-from exitlens.delivery.explorer.core import Explorer
-from exitlens.delivery.run_directory import load_calibrated
-from exitlens.functional.pixels import count_confusion, score_pixels
+from exitlens.functional.pixels import count_borders, count_confusion, measure_border_f1, score_pixels
 from exitlens.model.attribution import attribute
 from exitlens.workflow.faithfulness import measure_faithfulness
 from tests.conftest import TinyUNet, make_pixel_set, make_unet
@@ -106,7 +104,7 @@ def test_a_frozen_backbone_trains_with_transforms(transform):
     assert torch.equal(net.stage(0).body.get_submodule("down1.0").weight, before)
 
 
-def test_a_trace_has_what_the_network_answers(unet):
+def test_a_trace_has_what_the_network_answers(unet, tmp_path):
     data = make_pixel_set(40)
     trace = xl.collect(unet, data, batch_size=16)
     outs = unet(data.inputs)
@@ -114,6 +112,7 @@ def test_a_trace_has_what_the_network_answers(unet):
     for k, out in enumerate(outs):
         answers = out.logits.argmax(1)
         assert torch.equal(trace.logits.confusion[:, k], count_confusion(answers, data.labels, 4))
+        assert torch.equal(trace.borders[:, k], count_borders(answers, data.labels, 4))
         torch.testing.assert_close(trace.disagreement[:, k], (answers != final).float().mean((1, 2)))
         expected = score_pixels(out.evidence.softmax(1), "mean_probability")
         torch.testing.assert_close(trace.logits.scores[:, k, 0], expected, atol=1e-5, rtol=1e-5)
@@ -121,8 +120,11 @@ def test_a_trace_has_what_the_network_answers(unet):
     assert trace.network == unet.fingerprint()
     assert trace.has_maps
     assert trace.gate_features is None
+    trace.save(tmp_path / "trace")
+    assert torch.equal(xl.Trace.load(tmp_path / "trace").borders, trace.borders)
     again = xl.collect(unet, data.inputs)
     assert not again.is_labelled
+    assert again.borders is None
     with pytest.raises(xl.errors.InputError, match="compact: logits of pixels are summed up"):
         xl.collect(unet, data, compact=True)
     with pytest.raises(xl.errors.InputError, match="some batches have labels and some have none"):
@@ -147,6 +149,9 @@ def test_what_is_routed_on_paper_is_what_is_predicted(unet):
         data.labels != 255
     ].float().mean()
     assert report.pixels.exit_accuracy[-1] - report.pixels.accuracy == pytest.approx(drop.item(), abs=1e-5)
+    borders = count_borders(pred.labels, data.labels, 4)
+    assert report.pixels.boundary_f1 == pytest.approx(measure_border_f1(borders).item())
+    assert report.pixels.exit_boundary_f1 == pytest.approx(measure_border_f1(trace.borders).tolist())
     json.dumps(report.to_dict())
 
 
@@ -219,22 +224,9 @@ def test_measured_time(unet):
         ("relevance: it", lambda net, data, path: net.with_relevance(data.inputs)),
         ("swapped: it", lambda net, data, path: xl.collect(net, data, swapped=4)),
         (r"members\[0\]: a cascade", lambda net, data, path: xl.cascade([net, net])),
-        ("card: it", lambda net, data, path: xl.save(net, POLICY, path / "b", card=True)),
         ("policy: an Adaptive", lambda net, data, path: xl.predict(net, data.inputs, xl.Adaptive(POLICY, 0.1))),
     ],
 )
 def test_other_verbs_say_that_they_do_not_know_pixels_yet(what, call, tmp_path):
     with pytest.raises(xl.errors.InputError, match=f"{what} is not there yet for networks that answer one class a pixel"):
         call(make_unet(), make_pixel_set(4), tmp_path)
-
-
-@pytest.mark.slow
-def test_commands_and_the_explorer_say_so_too(tmp_path):
-    data = make_pixel_set(4)
-    net = xl.attach("small", ["layer1"], 4, data.first(1).inputs, task="segmentation")
-    net.describe(source="small", preprocess=data.preprocess)
-    xl.save(net, xl.Policy((0.5,), score="sure_share"), tmp_path / "b")
-    with pytest.raises(xl.errors.InputError, match="bundle: the command line is not there yet"):
-        load_calibrated(tmp_path / "b")
-    with pytest.raises(xl.errors.InputError, match="bundle: the explorer is not there yet"):
-        Explorer([tmp_path / "b"])

@@ -55,7 +55,13 @@ def predict(
             "of numbers, a .ts file, Parquet or a saved data set, tar shards, or hf:NAME; no labels are needed."
         ),
     ],
-    out: Annotated[Path | None, Option(help="New file, a row for each sample: .csv, .jsonl or .parquet.")] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="New file, a row for each sample: .csv, .jsonl or .parquet; or, if each pixel gets a class, a folder for "
+            "predictions.csv and the masks (.png)."
+        ),
+    ] = None,
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
     resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
     compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
@@ -85,12 +91,14 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.readers import check_bad
-    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, write_masks
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     _refuse_pairs(out, resume, monitor, adapt, state)
     net, policy = load_calibrated(bundle, name)
     watch = start_watch(policy, monitor, group_by)
+    masks = out if out is not None and not out.suffix and net.info.task == "segmentation" else None
+    out = out if masks is None else masks / "predictions.csv"
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
     before = [] if file is None else file.rows
     shown = before[: None if json_ else SHOWN]
@@ -105,7 +113,10 @@ def predict(
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
             task = bar.add_task("predicting", total=len(before) + samples.total, completed=len(before))
-            for batch in name_rows(net, xl.predict_stream(net, samples, adaptive or policy), samples, watch):
+            answers = xl.predict_stream(net, samples, adaptive or policy)
+            if masks is not None:
+                answers = write_masks(answers, samples, Path(data), masks, resume=resume)
+            for batch in name_rows(net, answers, samples, watch):
                 if file is not None:
                     file.append(batch)
                 counts.update(row.exit for row in batch)

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from typer import Exit, Option, Typer, rich_utils
+from typer import BadParameter, Exit, Option, Typer, rich_utils
 from typer.core import TyperGroup
 
 from exitlens.launch import read_rank
@@ -135,12 +135,22 @@ def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Para
                 flag = f"{flag}/--no-{flag[2:]}"
             parts = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
             kinds = [str if get_origin(part) is Literal else part for part in parts]  # settings refuse an unknown word
+            read: Any = {"parser": read_shares, "metavar": "NAME=SHARE,..."} if get_origin(parts[0]) is Mapping else {}
             text = re.sub(r"`(\w+)`", lambda match: _flag(match[1]) if match[1] in offered else match[0], helps[name])
-            option = Option(flag, help=name_options(text), rich_help_panel=panel, min=LEAST_VALUES.get(name))
+            option = Option(flag, help=name_options(text), rich_help_panel=panel, min=LEAST_VALUES.get(name), **read)
             annotation: Any = Annotated[kinds[0] | None if len(kinds) > 1 else kinds[0], option]
             default = known[name].default
             options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
+
+
+def read_shares(words: str) -> dict[str, float]:
+    """Read numbers by name from words such as ``"lesion=0.05,vessel=0.1"``."""
+    try:
+        pairs = [part.rpartition("=") for part in words.split(",")]
+        return {name.strip(): float(share) for name, _, share in pairs if name.strip() or share}
+    except ValueError as error:
+        raise BadParameter(f"expected NAME=SHARE,NAME=SHARE, got {words!r}") from error
 
 
 def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -38,7 +38,6 @@ from exitlens.cli.options import (
 from exitlens.launch import read_rank
 from exitlens.types.settings import (
     NEED_LABELS,
-    PIXEL_LIMITS,
     RISK_LIMITS,
     SWAPPED,
     CalibrationRequest,
@@ -63,7 +62,7 @@ TRAINING = {
 }
 Tracker = Literal["mlflow", "wandb", "tensorboard"]
 TRACE = {"Data": "compact trace_dir cost timed_batch swapped"}
-OFFERED = " ".join(name for name in RISK_LIMITS if name not in PIXEL_LIMITS)  # the command line does not know pixels yet
+OFFERED = " ".join((*RISK_LIMITS, "max_missed_area"))
 LIMITS = {"Limits": f"{OFFERED} max_cost max_ms percentile delta equal_groups folds gate score"}
 
 
@@ -87,7 +86,11 @@ def fit(
     json_: Json = False,
     split_by: Annotated[str, of_data(help="A column of the data that says which split each sample is in.")] = "",
     task: Annotated[
-        str, of_data(help="`multilabel`: a sample can have several labels, a;b (lists and columns of 0 and 1 imply it).")
+        str,
+        of_data(
+            help="`multilabel`: a sample can have several labels, a;b (lists and columns of 0 and 1 imply it); "
+            "`segmentation`: each pixel has a class (folders with images and masks imply it)."
+        ),
     ] = "",
     size: Annotated[
         int,
@@ -210,18 +213,20 @@ def _make_tracker(name: Tracker) -> TrainingCallback:
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
     last = result.history[result.kept_epoch - 1]
     values = {"out": str(out), "epochs": len(result.history), "epoch": result.kept_epoch}
-    values |= {name: last[name] for name in ("accuracy", "cc", "f1") if name in last}
+    values |= {name: last[name] for name in ("accuracy", "cc", "f1", "miou") if name in last}
     values |= {"seconds": result.seconds, "bad": bad}
     columns = {
         "exit": name_exits(net),
         "validation accuracy %": [f"{100 * value:.1f}" for value in last["accuracy"]],
         "micro-F1": [f"{value:.3f}" for value in last.get("f1", ())],
+        "mean IoU": [f"{value:.3f}" for value in last.get("miou", ())],
         "attention CC with final (evaluate: by chance)": [*(f"{value:.2f}" for value in last["cc"]), ""],
     }
     filled = {name: cells for name, cells in columns.items() if cells}
     rows = [list(filled), *map(list, zip(*filled.values(), strict=True))]
     title = f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}"
-    following = f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5"
+    limit = "--max-miou-drop" if "miou" in last else "--max-accuracy-drop"
+    following = f"next: exitlens calibrate --bundle {shlex.quote(str(out))} {limit} 0.02 --folds 5"
     show(json_, values, title, rows, [following])
 
 
@@ -427,6 +432,8 @@ def evaluate(
         rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
     few = len(result.classes) >= len(rows)
     title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
+    if result.pixels is not None:
+        rows, title = result.pixels.tabulate(), f"{len(net.info.classes)} classes of pixels"
     values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
     values |= {"comparison": comparison.to_dict() | {"advice": comparison.advice}} if comparison else {}
     show(json_, values, f"{result}\n{title}", rows, [comparison.advice] if comparison else ())

@@ -200,7 +200,8 @@ class LazyLoader:
                 continue
             is_empty, kept = False, part[decoded.good]
             groups = None if data.groups is None else data.groups[kept]
-            yield Batch(data.preprocess.normalise(decoded.values), data.labels[kept], groups)
+            values, labels = data.pair(decoded.values, kept)
+            yield Batch(data.preprocess.normalise(values), labels, groups)
         if is_empty:
             check_bad(bad, len(bad), skip_bad=True)
 

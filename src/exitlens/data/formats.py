@@ -11,6 +11,7 @@ from typing import Literal
 
 from exitlens.data import files
 from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, peek_kinds
+from exitlens.data.masks import holds_masks
 from exitlens.data.rows import (
     KEY,
     LABEL_NAMES,
@@ -31,7 +32,7 @@ from exitlens.modalities.series import SERIES_FILES, list_columns
 from exitlens.modalities.volume import VOLUME_FILES
 
 Format = Literal[
-    "texts", "folder", "shards", "hub", "saved", "imagefolder", "parquet", "arrow", "numbers", "series", "arrays"
+    "texts", "folder", "masks", "shards", "hub", "saved", "imagefolder", "parquet", "arrow", "numbers", "series", "arrays"
 ]  # numbers: a CSV file of series or vectors; series: .ts files; arrays: class folders of series or volumes
 ARRAYS = tuple(dict.fromkeys((*SERIES_FILES, *VOLUME_FILES)))
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -48,11 +49,11 @@ _SUFFIXES: dict[str, Format] = {
 def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labelled: bool = True) -> Format | None:
     """Return the format of the source that a name means, if it is known; files of texts and tar files need not exist.
 
-    A folder is, in this order: what ``datasets`` saved; images with metadata; images in two subfolders or more; texts in
-    ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or tar file below it; series or
-    volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` say so, or its
-    columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an image in it is a folder of
-    images: it may hold tables, too, such as predictions for these images.
+    A folder is, in this order: what ``datasets`` saved; images with masks of classes; images with metadata; images in two
+    subfolders or more; texts in ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or
+    tar file below it; series or volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if
+    ``columns`` say so, or its columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an
+    image in it is a folder of images: it may hold tables, too, such as predictions for these images.
     """
     if name.startswith(HUB):
         return "hub"
@@ -70,6 +71,8 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labe
     needs_metadata = columns or (has_metadata and any(word and not looks_like_pattern(word) for word in reserved))
     if not labelled and not needs_metadata and _find_first(path, files.EXTENSIONS):
         return "folder"
+    if holds_masks(path):
+        return "masks"
     if has_metadata:
         return "imagefolder"
     if sum(_find_first(folder, files.EXTENSIONS) is not None for folder in folders) >= 2:
@@ -146,7 +149,7 @@ def find_samples(name: str, kind: Format, choice: ColumnChoice) -> Modality:
     """Return the kind of a source's samples; a table, a shard or the first file of a folder is opened for it."""
     if kind == "arrays":
         return files.find_folder_kind(Path(name))
-    known: dict[Format, Modality] = {"texts": TEXT, "folder": IMAGE, "series": SERIES}
+    known: dict[Format, Modality] = {"texts": TEXT, "folder": IMAGE, "masks": IMAGE, "series": SERIES}
     return known[kind] if kind in known else SAMPLES[open_rows(name, kind).find_columns(choice).role]
 
 
@@ -158,7 +161,7 @@ def hash_source(name: str, kind: Format) -> str:
     if kind in ("texts", "numbers"):
         with files.name_failures(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if kind in ("folder", "arrays"):
+    if kind in ("folder", "masks", "arrays"):
         return files.hash_folder(path)
     if kind == "hub":
         return open_table(name, kind).hash()

@@ -258,6 +258,9 @@ class ImageFiles(EncodedImages):
         with open_regular(Path(name), name) as file:
             return file.read()
 
+    def check_labels(self, index: int) -> None:
+        """Raise a :class:`DataError` if labels that lie in a file of their own are bad; here there are none."""
+
 
 class FileCheck:
     """A reader of empty samples: reading one only tells whether an image file is bad, and mostly by its two ends."""
@@ -281,6 +284,7 @@ class FileCheck:
                 is_good = is_good or (tail is None and bool(Image.open(file, formats=FORMATS)))
         if not is_good:
             self._files.read(index)  # says what is wrong, if anything is
+        self._files.check_labels(index)
         return torch.empty(0, dtype=torch.uint8)
 
 

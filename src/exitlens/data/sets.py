@@ -244,7 +244,7 @@ class LazySet(SampleSet):
     ) -> None:
         self.dtype = torch.uint8 if find_kind(preprocess, (IMAGE, *KINDS)) is IMAGE else torch.float32
         self.preprocess, self.reader = preprocess, reader
-        self.set_labels((len(reader),), labels, classes, groups, None)
+        self.set_labels((len(reader), *find_shape(preprocess)[1:]), labels, classes, groups, None)
         self.shape = find_shape(preprocess)  # of the reader's samples; a series of open length is as long as the first
         if not self.shape:
             first = reader.read(0).shape if not hasattr(reader, "shape") and len(reader) else (len(preprocess.mean), 0)
@@ -258,15 +258,18 @@ class LazySet(SampleSet):
     def load(self) -> Any:
         """Read a small set into memory, as an :class:`ImageSet` or :class:`ArraySet`."""
         values, kept, bad, start = torch.empty(len(self), *self.shape, dtype=self.dtype), list[int](), list[str](), 0
+        truth = [torch.empty(0, *self.labels.shape[1:], dtype=self.labels.dtype)]
         for batch in self.decode_all():
-            values[len(kept) : len(kept) + len(batch.good)] = batch.values
-            kept += [start + place for place in batch.good]
+            places = [start + place for place in batch.good]
+            values[len(kept) : len(kept) + len(places)], labels = self.pair(batch.values, torch.tensor(places).long())
+            truth.append(labels)
+            kept += places
             bad += [reason for _, reason in batch.bad]
             start += len(batch.good) + len(batch.bad)
         check_bad(bad, len(self), skip_bad=True)
         make: Any = ImageSet if self.modality is IMAGE else ArraySet
         groups = None if self.groups is None else self.groups[kept]
-        return make(values[: len(kept)], self.labels[kept], self.classes, preprocess=self.preprocess, groups=groups)
+        return make(values[: len(kept)], torch.cat(truth), self.classes, preprocess=self.preprocess, groups=groups)
 
     def cached(self, directory: Path | str) -> Self:
         """Return the same images with their decoded pixels kept in a directory; a full disk is one :class:`DataWarning`."""
@@ -290,7 +293,12 @@ class LazySet(SampleSet):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         batch = next(self.decode([[int(self.rows[index])]]))
         self.check(batch, skip=False)
-        return self.preprocess.normalise(batch.values[0]), self.labels[index]
+        values, labels = self.pair(batch.values, torch.tensor([index]))
+        return self.preprocess.normalise(values[0]), labels[0]
+
+    def pair(self, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what was decoded of the samples at ``places`` as their values and their labels."""
+        return values, self.labels[places]
 
     def decode(self, plan: Sequence[Sequence[int]], workers: int = 0) -> Iterator[Decoded]:
         """Yield batches of these rows of the reader, not yet normalised; the caller passes each of them to :meth:`check`."""

@@ -14,6 +14,7 @@ from exitlens.data import demo
 from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
+from exitlens.data.masks import load_masks, read_classes
 from exitlens.data.readers import PackedStrings
 from exitlens.data.rows import ColumnChoice, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
 from exitlens.data.sets import ArraySet, ImageSet, LazySet, SampleSet, measure_scaling
@@ -39,6 +40,7 @@ from exitlens.types.tasks import TASKS
 
 NAMES = ("scenes", "fashion", "reviews", "motifs", "blobs")
 TORCHVISION = "torchvision:"
+GARMENTS = 3  # in each scene with a class for each pixel
 _MODALITIES: dict[str, Modality] = {"reviews": TEXT, "motifs": SERIES, "blobs": VOLUME}  # others are images
 Assembled = LazySet | RawTexts | ArraySet
 
@@ -75,7 +77,10 @@ def read_parts(
 
     ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network.
     """
-    if kind in ("folder", "arrays"):
+    if choice.task == "segmentation" and kind != "masks":
+        fix = "give a folder with images/ beside masks/ or annotations.json (docs/guides/data_sources.md)"
+        raise InputError(f"task: {name} has no class for each pixel. Fix: {fix}")
+    if kind in ("folder", "masks", "arrays"):
         return _read_folder(Path(name), kind, choice, target, classes, skip_bad)
     if target.mel is not None:
         raise InputError(f"mel: it is for folders of sounds, {name} is not one. Fix: leave it out")
@@ -213,30 +218,37 @@ def _number_groups(parts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Tensor
 def _read_folder(
     root: Path, kind: Format, choice: ColumnChoice, target: Target, classes: Sequence[str], skip_bad: bool
 ) -> Parts:
-    """Return the sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them."""
+    """Return the sets of a folder of class folders or of masks, or of folders ``train`` and so on that hold them."""
     preprocess: Preprocess | ArrayPreprocess = target.pixels
-    note = ""
-    if kind != "folder":
+    note, what, label = "", "class folders", "one class for an image, its folder"
+    if kind == "masks":
+        what, label = "images and masks", "one class for each pixel"
+    if kind == "arrays":
         known = target.known if isinstance(target.known, ArrayPreprocess) else None
         preprocess = known or describe_folder(root, find_folder_kind(root), target.size, target.mel)
         if isinstance(preprocess, SeriesPreprocess) and preprocess.length:
             cut = f"longer ones are cut to {preprocess.length} steps"
             note = f"series: {cut}, shorter ones filled with zeros, at the end"
     if choice.columns or choice.split_by:
-        raise InputError(f"columns, split_by: {root} is a folder of class folders, without columns. Fix: leave them out")
-    if choice.task == "multilabel":
-        fix = "for several labels give a table of the images"
-        raise InputError(f"task: {root} has one class for an image, its folder. Fix: {fix}")
+        raise InputError(f"columns, split_by: {root} is a folder of {what}, without columns. Fix: leave them out")
+    if choice.task == "multilabel" or (choice.task == "classes" and kind == "masks"):
+        fix = "for several labels give a table of the images" if choice.task == "multilabel" else "give class folders"
+        raise InputError(f"task: {root} has {label}. Fix: {fix}")
     folders = {path.name: path for path in list_folders(root)}
     splits = {word: path for word, path in folders.items() if name_split(word)}
-    whole = len(splits) == len(folders) or set(SPLITS) <= folders.keys()
+    whole = kind == "masks" or len(splits) == len(folders) or set(SPLITS) <= folders.keys()
     folders = splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}
-    classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
-    sets = {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
+    sets: dict[str, LazySet] = {}
+    if isinstance(preprocess, Preprocess) and kind == "masks":
+        classes = tuple(classes) or read_classes(root)
+        sets |= {word: load_masks(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
+    else:
+        classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
+        sets |= {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
     groups: dict[str, list[str]] = {}
     for word, data in sets.items() if choice.group_by else ():
         start = len(str(folders[word])) + 1
-        groups[word] = match_groups(choice.group_by, [data.reader.name(i)[start:] for i in range(len(data))])
+        groups[word] = match_groups(choice.group_by, [data.name(i)[start:] for i in range(len(data))])
     ids, names = _number_groups(groups)
     for word in ids:
         sets[word].groups = ids[word]
@@ -274,7 +286,8 @@ class DataSource:
             in it share a split.
         split_by: a column that names the split of each sample.
         mel: number of bands of the log-mel spectrogram that sounds become (0: networks take the waveform).
-        task: ``multilabel``: a label column has any number of labels for a sample, with ``;`` between them.
+        task: ``multilabel``: a label column has any number of labels for a sample, with ``;`` between them;
+            ``segmentation``: a class for each pixel, which folders with masks imply; of scenes, several garments in each.
     """
 
     name: str
@@ -398,6 +411,7 @@ class DataSource:
             return arrays.scaled(preprocess) if preprocess else arrays
         if self.name == "scenes":
             images = demo.load_scenes(split, background_agreement=agreement, seed=seed, size=size or 40)
+            images = demo.label_pixels(images, GARMENTS, seed) if self.task == "segmentation" else images
         elif self.name == "fashion":
             images = demo.load_fashion(split)
         else:
@@ -411,6 +425,8 @@ class DataSource:
 
 
 def _describe_classes(part: SampleSet) -> str:
+    if part.labels.ndim == 3:
+        return f"{len(part):,} {part.modality.plural} with {len(part.classes)} classes of pixels"
     several = part.labels.ndim == 2
     counts = part.labels.sum(0) if several else part.labels.bincount(minlength=len(part.classes))
     low, high = int(counts.min()), int(counts.max())
@@ -437,6 +453,8 @@ def open_source(name: str, **settings: Any) -> DataSource:
         return replace(source, contents=hash_source(name, kind))
     if name.startswith(TORCHVISION) and not source.root:
         raise InputError(f"root: {name} needs the folder that holds its files")
+    if source.task == "segmentation" and name != "scenes":
+        raise InputError(f"task: {name} has no class for each pixel. Fix: give a folder with masks, or scenes")
     if source.columns or source.group_by or source.split_by or source.task == "multilabel":
         words = "columns, group_by, split_by, task"
         raise InputError(f"{words}: they are for data from files, {name} has no columns. Fix: leave them out")

@@ -39,7 +39,7 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
 
     Every group of a set with ``groups`` goes into one part as a whole. If a sample has several labels, the rarest of them
     counts as its class, so that rare labels are spread over all parts. A class with too few samples (groups) to give every
-    part one is a :class:`~exitlens.errors.DataError`.
+    part one is a :class:`~exitlens.errors.DataError`. Of images with a class for each pixel all count alike.
 
     Examples:
         >>> train, test = xl.data.split_set(scenes, (0.75, 0.25))
@@ -52,6 +52,8 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     labels, classes = data.labels, data.classes
     if labels.ndim == 2:
         labels, classes = find_rarest(labels), (*classes, "none of the labels")
+    if labels.ndim == 3:
+        labels, classes = torch.zeros(len(labels), dtype=torch.int64), ("any",)
     if data.groups is not None and len(data.groups.unique()) < len(data.groups):
         parts = assign_groups(labels, data.groups, classes, shares, rng)  # (N,)
         return [data.subset((parts == i).nonzero().flatten()) for i in range(len(shares))]

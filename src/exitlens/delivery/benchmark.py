@@ -29,6 +29,7 @@ from exitlens.model.process import keep_memory
 from exitlens.model.timing import Times, Work, interleave, interval
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
+from exitlens.types.tasks import USUAL_SCORES
 from exitlens.workflow.inference import merge_routed, predict
 
 AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"
@@ -325,7 +326,8 @@ class Planned:
         first = int(plan[0])
         self.constant = bool((plan == first).all())  # then thresholds suffice
         self.policy = Policy(
-            tuple(0.0 if self.constant and k == first else UNREACHABLE_THRESHOLD for k in range(net.num_exits - 1))
+            tuple(0.0 if self.constant and k == first else UNREACHABLE_THRESHOLD for k in range(net.num_exits - 1)),
+            USUAL_SCORES[net.info.task],
         )
 
     def work(self, inputs: Inputs, size: int) -> Work:
@@ -360,7 +362,7 @@ def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
             activations = engine.enter(part)
             for k in range(exit_):
                 activations = engine.run_stage(k, activations)
-            engine.run_exit(exit_, activations, 1.0, "max_probability")
+            engine.run_exit(exit_, activations, 1.0, USUAL_SCORES[net.info.task])
 
 
 class StepTimes:

@@ -15,11 +15,11 @@ from exitlens.model.network import NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.policies import DEFAULT, Calibration
-from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
 _PIPELINES = {"image": "image-classification", "text": "text-classification", "vector": "tabular-classification"}
+_DENSE = "image-segmentation"
 _TAGS = ("exitlens", "early-exit")
 _BEGIN = "<!-- exitlens: from the record of bundle {}; text of your own goes above this line or below the last -->"
 _END = "<!-- exitlens: end of the record -->"
@@ -46,12 +46,19 @@ class _Facts(NamedTuple):
     form: str
     cost: tuple[float, ...] = ()  # of every exit; empty: not in the files
     is_edge: bool = False
+    is_dense: bool = False  # a class for each pixel
     needs_module: bool = False
     is_unfinished: bool = False
 
     @property
     def title(self) -> str:
-        return f"{self.modality} classifier with {self.num_exits} exits".capitalize()
+        kind = "segmentation" if self.is_dense else "classifier"
+        return f"{self.modality} {kind} with {self.num_exits} exits".capitalize()
+
+    @property
+    def pipeline(self) -> str | None:
+        """What the Hub calls its task, if it has a word for it."""
+        return _DENSE if self.is_dense else _PIPELINES.get(self.modality)
 
 
 def write_card(directory: Path, report: Report | None = None) -> None:
@@ -78,7 +85,7 @@ def write_card(directory: Path, report: Report | None = None) -> None:
     written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, _OPENING.format(facts.title))
     is_marked = _RECORD.search(card.text) is not None
     card.text = _RECORD.sub(lambda _: written, card.text) if is_marked else f"{card.text.rstrip()}\n\n{written}\n"
-    card.data.library_name, card.data.pipeline_tag = "exitlens", _PIPELINES.get(facts.modality)
+    card.data.library_name, card.data.pipeline_tag = "exitlens", facts.pipeline
     card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
     card.data.model_name = card.data.model_name or facts.title
     card.data.eval_results = list(_list_results(facts, record, report)) or None
@@ -135,10 +142,10 @@ def _read_facts(directory: Path) -> _Facts:
             f"ONNX files ({manifest['precision']}), which run without PyTorch",
             cost=tuple(manifest["cost"]),
             is_edge=True,
+            is_dense=manifest.get("task") == "segmentation",
         )
     values = read_json(directory / "network.json")
     info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
-    refuse_segmentation(info.task, "card: it")
     sources = [member.source for member in info.members or (info,)]
     names = " and ".join(source or "a module whose code is not here" for source in sources)
     return _Facts(
@@ -148,6 +155,7 @@ def _read_facts(directory: Path) -> _Facts:
         info.classes,
         len(info.at) + 1,
         names if info.members else f"{names}, with early exits after {', '.join(info.at)}",
+        is_dense=info.task == "segmentation",
         needs_module=not all(sources),
         is_unfinished="unfinished" in manifest,
     )
@@ -176,6 +184,7 @@ def _list_results(facts: _Facts, record: Calibration | None, report: Report | No
     figures: dict[str, float | None] = {}
     if report is not None:
         figures = {"accuracy": report.accuracy, "accuracy_drop": report.accuracy_drop, "mean_cost": report.cost}
+        figures |= {} if report.pixels is None else {"mean_iou": report.pixels.mean_iou}
         samples, split = f"{report.samples:,} test samples of the author", "test"
     elif record is not None:
         tested = record.certification
@@ -185,7 +194,7 @@ def _list_results(facts: _Facts, record: Calibration | None, report: Report | No
     for name, value in figures.items():
         if value is not None:
             yield import_extra("huggingface_hub", "hub", "a model card").EvalResult(
-                task_type=_PIPELINES.get(facts.modality, f"{facts.modality}-classification"),
+                task_type=facts.pipeline or f"{facts.modality}-classification",
                 dataset_type="not-published",
                 dataset_name=samples,
                 dataset_split=split,

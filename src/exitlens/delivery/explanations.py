@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from exitlens.delivery.pictures import draw_contact_sheet, draw_input, draw_overlay, draw_strip
+from exitlens.delivery.pictures import draw_contact_sheet, draw_input, draw_overlay, draw_strip, draw_view
 from exitlens.display import map_svg, pick_shade, scale_attention, shade_names
 from exitlens.errors import OutputExistsError
 from exitlens.io import make_directory, write_json, write_manifest, write_text
@@ -101,7 +101,7 @@ def save_explanation(why: Explanation, out: Path, stem: str = "explanation") -> 
 
 
 def _save_pictures(why: Explanation, out: Path, stem: str) -> list[Path]:
-    """Write every map (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
+    """Write every map (PNG and SVG), what the exits tell of pixels, a strip of all exits, the answer (JSON) and a manifest.
 
     The maps are those of the exits, of the answer's labels if there are several, and the relevance if there is one.
     """
@@ -116,6 +116,8 @@ def _save_pictures(why: Explanation, out: Path, stem: str) -> list[Path]:
     if why.relevance is not None:
         maps.append(("relevance", why.speaks_for, why.relevance, f"What the answer {why.name_answer()} depends on"))
     pictures = {out / f"{stem}_strip.png": draw_strip(why)}
+    for view in why.exits if why.exits[0].pixels is not None else ():
+        pictures[out / f"{stem}_exit{view.exit}_labels.png"] = draw_view(base, why, view)
     pictures |= {out / f"{stem}_{name}.png": draw_overlay(base, attention) for name, attention, _, _ in maps}
     drawings = {out / f"{stem}_{name}.svg": map_svg(base, *rest) + "\n" for name, *rest in maps}  # type: ignore[arg-type]
     paths = [*pictures, *drawings, out / f"{stem}.json", out / f"{stem}_manifest.json"]
@@ -149,17 +151,24 @@ class ExplanationRow:
     cc_null: float | None
     cost: float
     reason: str
+    differing: float | None = None  # share of the pixels whose class is not the final exit's, if each has one
 
     @property
     def interest(self) -> tuple[bool, float]:
-        """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps."""
-        return self.disagrees, self.divergence
+        """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps.
+
+        Where each pixel is answered, the share of those that the final exit answers otherwise takes the place of both.
+        """
+        return (self.disagrees, self.divergence) if self.differing is None else (False, self.differing)
 
     def write_title(self, num_exits: int) -> str:
         """Return the sample and its answer, for the contact sheet."""
         name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
         final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
         place = exit_name(self.exit, num_exits)
+        if self.differing is not None:
+            share = f"{100 * self.differing:.1f} % of the pixels"
+            return f"{name}: {place} ({self.confidence:.2f}), the final exit differs at {share}"
         return f"{name}: {self.answer} ({self.confidence:.2f}) at {place}{final}, divergence {self.divergence:.2f}"
 
 
@@ -179,6 +188,7 @@ def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
         None if view.cc_null is None else round(view.cc_null, 6),
         round(view.cost, 6),
         why.reason,
+        None if view.pixels is None or view.pixels.differs is None else round(view.pixels.differs.float().mean().item(), 6),
     )
 
 

@@ -13,9 +13,11 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from exitlens.data.streams import SampleStream
+from exitlens.delivery.pictures import draw_mask
 from exitlens.errors import DataError, ExitlensError, InputError, OutputError, OutputExistsError, import_extra
 from exitlens.functional.drift import DriftMonitor
-from exitlens.io import replace_atomically, write_json
+from exitlens.io import make_directory, replace_atomically, write_json
+from exitlens.modalities.image import read_size
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.tasks import name_answers
@@ -25,7 +27,7 @@ class Row(NamedTuple):
     """An answer."""
 
     file: str  # or file:line
-    label: str  # the class, or a;b, the labels
+    label: str  # the class, or a;b, the labels or the classes of pixels
     exit: int
     confidence: float
     trust: float | None = None  # by a policy's gate, that the final exit would answer the same
@@ -44,6 +46,28 @@ def name_rows(
         confidences = [round(value, 6) for value in pred.confidence.tolist()]
         trust = [None] * len(pred) if pred.trust is None else [round(value, 6) for value in pred.trust.tolist()]
         yield list(map(Row, map(str, samples.files[part]), labels, exits, confidences, trust))
+        count += len(pred)
+
+
+def write_masks(
+    predictions: Iterable[Prediction], samples: SampleStream, data: Path, out: Path, *, resume: bool = False
+) -> Iterator[Prediction]:
+    """Write the classes of the pixels of each image below ``out`` as a picture of indices, before its answer is passed on.
+
+    It is called as the image is in the folder ``data``, and has the size of the image's file, if it comes from one.
+    """
+    count = 0
+    for pred in predictions:
+        for file, labels in zip(map(str, samples.files[count : count + len(pred)]), pred.labels, strict=True):
+            path = Path(file)
+            name = path.relative_to(data) if data.is_dir() and path.is_relative_to(data) else Path(path.name)
+            name = name.with_suffix("") if path.is_file() else name
+            mask = out / f"{name}.png"
+            if mask.exists() and not resume:
+                raise OutputExistsError(f"out: {mask} exists, for {file}. Fix: choose another folder.")
+            make_directory(mask.parent, "out")
+            draw_mask(labels, read_size(path) if path.is_file() else tuple(labels.shape)).save(mask)
+        yield pred
         count += len(pred)
 
 

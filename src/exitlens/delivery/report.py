@@ -24,26 +24,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from PIL import Image
 from torch import Tensor
 
 from exitlens.data.sets import LazySet, SampleSet
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.explanations import load_template
 from exitlens.delivery.hub import fetch_bundle
-from exitlens.delivery.pictures import draw_heat, draw_image
+from exitlens.delivery.pictures import draw_heat, draw_image, draw_labels, is_background
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
-from exitlens.display import QUOTES, choose_text_colour, data_uri, pick_exit_colour
+from exitlens.display import QUOTES, choose_text_colour, data_uri, pick_class_colour, pick_exit_colour
 from exitlens.errors import DataError, InputError, OutputExistsError
 from exitlens.io import make_directory, write_text
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
-from exitlens.types import Explanation, Policy
+from exitlens.types import ExitView, Explanation, Policy
 from exitlens.types.comparisons import Comparison
-from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.tasks import name_answers, refuse_segmentation
+from exitlens.types.tasks import IGNORE, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
@@ -52,6 +52,7 @@ from exitlens.workflow.training.record import SETTINGS
 
 CONDITION = "test"
 POOL, CHUNK = 200, 25  # samples drawn at random from a set, from which the gallery is picked; and how many at a time
+WORST = 0.75  # share of the samples that have fewer wrong pixels than the worst
 IMAGES = 6  # in the gallery, per condition; up to half of them are mistakes
 UNTRUSTWORTHY = 0.05  # calibration error from which confidences are shown with a word of warning
 # of the plots, SVG in the page's own ink: colours stand for exits, line styles and hatching for networks
@@ -129,7 +130,9 @@ def measure_subjects(
 
 
 def can_delete(net: ExitNet) -> bool:
-    """Return whether maps can be judged by deletion: the network has some, and its inputs have parts to delete."""
+    """Return whether maps can be judged by deletion: they are of whole answers, and the inputs have parts to delete."""
+    if net.info.task == "segmentation":
+        return False
     with suppress(InputError):
         net.input_spec.modality.check_deletion(net.input_spec)
         return have_maps(net.heads)
@@ -173,7 +176,6 @@ def write_report(
     has what ``compare`` returned, with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1"; ``plain_accuracy``
     is that of the plain backbone, trained without exits, under the main condition.
     """
-    refuse_segmentation(subjects[0].net.info.task, "subjects: a report")
     if (count := subjects[0].net.num_exits) < 2:
         raise InputError("subjects: expected networks with an early exit, got one without. Fix: attach one.")
     if path.exists() and not overwrite:
@@ -189,6 +191,7 @@ def write_report(
         things=subjects[0].net.info.modality.plural,
         subjects=subjects,
         main=main,
+        dense=subjects[0].net.info.task == "segmentation",
         gated=any(s.policy.gate is not None for s in subjects),
         weighs=all(s.net.info.head != "average" for s in subjects),
         keeps=any(s.net.info.final == "keep" for s in subjects),
@@ -245,24 +248,50 @@ def build_gallery(
     rows = []
     for condition, data in sets.items():
         for i in pick_images(subjects[0], data, IMAGES, advance):
-            chosen = data.subset(torch.tensor([i]))
+            chosen = _read(data, torch.tensor([i]))
             inputs, source, shape = chosen.inputs, "", ""
             if isinstance(data.preprocess, Preprocess) and isinstance(inputs, Tensor):
                 shown = draw_image(inputs[0], data.preprocess)
                 source, shape = data_uri(shown, photo=True), f"{shown.width} / {shown.height}"
-            truth = _name_truth(chosen)[0]
-            views = [_describe_view(subject, inputs, truth, source == "") for subject in subjects]
-            rows.append({"source": source, "shape": shape, "truth": truth, "condition": condition, "views": views})
+            whys = [explain_batch(subject.net, inputs, subject.policy)[0] for subject in subjects]
+            views = [_describe_view(*pair, chosen, source == "") for pair in zip(subjects, whys, strict=True)]
+            row = {"source": source, "shape": shape, "truth": _name_truth(chosen)[0], "condition": condition, "views": views}
+            rows.append(row | (_describe_labels(chosen, whys) if chosen.labels.ndim == 3 else {"labels": "", "key": ()}))
             advance(1)
     return rows
+
+
+def _read(data: SampleSet, rows: Tensor) -> SampleSet:
+    part = data.subset(rows)
+    return part.load() if isinstance(part, LazySet) else part
+
+
+def _describe_labels(chosen: SampleSet, whys: Sequence[Explanation]) -> dict[str, Any]:
+    """Return the labels of the pixels of a sample to lay over it, and the colours of all classes that are shown."""
+    told = {label for why in whys for view in why.exits for label in view.answer} | set(chosen.labels.unique().tolist())
+    shown = [label for label in sorted(told - {IGNORE}) if not is_background(label, chosen.classes)]
+    key = [(chosen.classes[label], "#{:02x}{:02x}{:02x}".format(*pick_class_colour(label))) for label in shown]
+    return {"labels": data_uri(draw_labels(chosen.labels[0], chosen.classes)), "key": key}
 
 
 def _name_truth(data: SampleSet) -> list[str]:
     """Return the label of each sample, in the words of :meth:`Explanation.name_answer`."""
     names = name_answers(data.labels, data.classes)
-    if data.labels.ndim == 2:  # any number of labels
+    if data.labels.ndim > 1:  # any number of labels, or of classes of pixels
         return [name.replace(";", ", ") or "none of the labels" for name in names]
     return names
+
+
+def _find_errors(whys: Sequence[Explanation], data: SampleSet) -> list[float]:
+    """Return for each answer 1 if it is wrong, else 0; of pixels the share of those that are."""
+    if data.labels.ndim < 3:
+        return [float(why.name_answer() != truth) for why, truth in zip(whys, _name_truth(data), strict=True)]
+    shares = []
+    for why, labels in zip(whys, data.labels, strict=True):
+        view = why.exits[why.answered].pixels
+        assert view is not None
+        shares.append((view.labels.cpu() != labels)[labels != IGNORE].float().mean().nan_to_num(0.0).item())
+    return shares
 
 
 def pick_images(
@@ -270,16 +299,21 @@ def pick_images(
 ) -> list[int]:
     """Return the indices of gallery samples, picked from ``POOL`` drawn at random: mistakes first, up to a half.
 
+    Where each pixel is answered, the quarter of the samples with the most wrong pixels are the mistakes.
+
     Each part is sorted by the exit that answers, and takes the first samples of each exit in turn.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
-    pool, answers = order[:POOL], list[Explanation]()
+    pool, answers, errors = order[:POOL], list[Explanation](), list[float]()
     for rows in pool.split(CHUNK):
-        answers += explain_batch(subject.net, data.subset(rows).inputs, subject.policy)
+        part = _read(data, rows)
+        answers += (whys := explain_batch(subject.net, part.inputs, subject.policy))
+        errors += _find_errors(whys, part)
         advance(len(rows))
     if isinstance(data, LazySet):  # bad samples have no answer; reading the samples has told which are bad
         pool = pool[[row not in data.unreadable for row in data.rows[pool].tolist()]]
-    is_wrong = [why.name_answer() != truth for why, truth in zip(answers, _name_truth(data.subset(pool)), strict=True)]
+    most = 0.0 if data.labels.ndim < 3 else torch.tensor(errors).quantile(WORST).item()
+    is_wrong = [error > most for error in errors]
     mistakes = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if wrong])
     rest = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if not wrong])
     mistakes = mistakes[: max(count // 2, count - len(rest))]
@@ -294,23 +328,28 @@ def _take_turns(subject: Subject, answers: Sequence[Explanation], rows: Sequence
     return [i for _, _, i in sorted(turns)]
 
 
-def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool) -> Mapping[str, Any]:
-    """Describe a sample's exits: heat maps to lay over its picture, or drawings of their own."""
-    why = explain_batch(subject.net, inputs, subject.policy)[0]
+def _describe_view(subject: Subject, why: Explanation, chosen: SampleSet, is_drawn: bool) -> Mapping[str, Any]:
+    """Describe a sample's exits: maps or classes of pixels to lay over its picture, or drawings of their own."""
+    (error,), is_dense = _find_errors([why], chosen), chosen.labels.ndim == 3
+    wrong = f"{_percent(error)} of the pixels wrong" if is_dense else "mistake"
     tiles = [
         {
             "name": exit_name(view.exit, why.num_exits),
             "colour": pick_exit_colour(view.exit, why.num_exits),
-            "heat": "" if is_drawn else data_uri(draw_heat(view.attention)),
+            "heat": "" if is_drawn else data_uri(_draw_layer(why, view)),
             "drawn": why.draw_exit(view) if is_drawn else "",
-            "label": why.name_answer(view),
+            "label": "" if is_dense else why.name_answer(view),
             "rule": why.explain_rule(view),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,
         }
         for view in why.exits
     ]
-    return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": why.name_answer() != truth}
+    return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": wrong if error else ""}
+
+
+def _draw_layer(why: Explanation, view: ExitView) -> Image.Image:
+    return draw_heat(view.attention) if view.pixels is None else draw_labels(view.pixels.labels.cpu(), why.classes)
 
 
 def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: float | None = None) -> str:

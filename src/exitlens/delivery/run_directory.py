@@ -27,7 +27,6 @@ from exitlens.types import Policy, Trace
 from exitlens.types.policies import DEFAULT, RECORDS
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.settings import AS_RECORDED, CertificateRequest, NetworkSettings, ReadSettings, read_record
-from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.training.record import SETTINGS
 
 REQUESTS = "certificate_requests.json"  # beside the bundle's files: certificates that were asked for, by the samples asked
@@ -149,7 +148,6 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
     """Load the network and a policy of a run or bundle (the default one, or that of the name), or raise PolicyError."""
     source = fetch_bundle(path)
     net, policy = load(source)
-    refuse_segmentation(net.info.task, "bundle: the command line")
     policies = load_policies(source) if name or policy is None else {DEFAULT: policy}
     if (policy := policies.get(name or DEFAULT)) is not None:
         return net, policy
@@ -188,7 +186,6 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
     """Load a split of the own data of a run (or bundle), or other labelled data, whole unless they come in named parts."""
-    refuse_segmentation(net.info.task, "bundle: the command line")
     data = reading.data
     if not data and (reading.columns or reading.group_by):
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
@@ -205,10 +202,15 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
         else:
             samples = raw
     else:
-        source = open_source(data, root=reading.root, size=net.info.input_shape[-1]) if data else read_source(path)[0]
+        source = _open_built_in(net, data, reading.root) if data else read_source(path)[0]
         recorded = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None
         samples = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=recorded)
     return set_reading(samples, reading.workers, reading.cache)
+
+
+def _open_built_in(net: ExitNet, data: str, root: str) -> DataSource:
+    task = net.info.task if net.info.task == "segmentation" else ""  # the others are told by the data
+    return open_source(data, root=root, size=net.info.input_shape[-1], task=task)
 
 
 def stream_samples(

@@ -5,6 +5,7 @@ All work on single images or on sums over many: the leading axes ``*S`` are thos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.types.settings import PIXEL_SCORES
-from exitlens.types.tasks import find_answers
+from exitlens.types.tasks import IGNORE, find_answers
 from exitlens.types.traces import PixelSummary
 
 SURE = 0.9  # probability of a pixel that counts as sure
 LOW = 0.1  # share of the pixels below the low probability
+TOLERANCE = 0.0075  # distance at which borders still match, as a share of the image's diagonal
 ROWS = 8  # images enlarged at once, which bounds the memory
 TINY = torch.finfo(torch.float32).tiny
 
@@ -72,6 +74,58 @@ def count_confusion(answers: Tensor, labels: Tensor, classes: int) -> Tensor:  #
     return counts[:, :-1].view(-1, classes, classes)
 
 
+def find_borders(labels: Tensor) -> Tensor:  # (B,H,W) -> (B,H,W) int16
+    """Return the class of each pixel that has a neighbour (of four) of another class, :data:`IGNORE` elsewhere.
+
+    Pixels without a class border on nothing, nor does the edge of the image.
+    """
+    labels, is_border = labels.short(), torch.zeros_like(labels, dtype=torch.bool)
+    for axis in (1, 2):
+        first, second = labels.narrow(axis, 0, labels.shape[axis] - 1), labels.narrow(axis, 1, labels.shape[axis] - 1)
+        differs = (first != second) & (first != IGNORE) & (second != IGNORE)
+        is_border.narrow(axis, 0, labels.shape[axis] - 1).logical_or_(differs)
+        is_border.narrow(axis, 1, labels.shape[axis] - 1).logical_or_(differs)
+    return labels.masked_fill(~is_border, IGNORE)
+
+
+def match_borders(at: Tensor, borders: Tensor, others: Tensor, reach: int) -> Tensor:  # (n,3), (B,H,W) each -> (n,) bool
+    """Return which border pixels have one of their class in ``others`` within ``reach`` pixels (Euclidean).
+
+    ``at`` has their places: sample, row and column.
+    """
+    padded = F.pad(others, (reach,) * 4, value=IGNORE).flatten()
+    height, width = (side + 2 * reach for side in others.shape[1:])
+    place = (at[:, 0] * height + at[:, 1] + reach) * width + at[:, 2] + reach
+    told, left = borders[tuple(at.T)], torch.arange(len(at), device=at.device)
+    steps = [
+        (down**2 + right**2, down * width + right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)
+    ]
+    for _, step in sorted(step for step in steps if step[0] <= reach**2):  # most match at once
+        left = left[padded[place[left] + step] != told[left]]
+    matched = torch.ones_like(told, dtype=torch.bool)
+    matched[left] = False
+    return matched
+
+
+def count_borders(answers: Tensor, labels: Tensor, classes: int, grid: Sequence[int] = (1, 1)) -> Tensor:
+    """Count border pixels ``(B*T,C,4)`` int32 of each class: matched and all of the answers ``(B,H,W)``, and of the labels.
+
+    Borders match within :data:`TOLERANCE` of the image's diagonal (Csurka et al., BMVC 2013), rounded up to whole pixels, as
+    the DAVIS benchmark does (Perazzi et al., CVPR 2016). With a ``grid`` of several tiles, each of these counts as an image.
+    """
+    count, height, width = labels.shape
+    truth = find_borders(labels)
+    told = find_borders(torch.where(labels == IGNORE, IGNORE, answers))
+    reach, counts = math.ceil(TOLERANCE * math.hypot(height, width)), list[Tensor]()
+    for borders, others in ((told, truth), (truth, told)):
+        at = (borders != IGNORE).nonzero()  # few of all pixels
+        tile = (at[:, 0] * grid[0] + at[:, 1] * grid[0] // height) * grid[1] + at[:, 2] * grid[1] // width
+        bins = tile * classes + borders[tuple(at.T)]
+        for kept in (bins[match_borders(at, borders, others, reach)], bins):
+            counts.append(kept.bincount(minlength=count * grid[0] * grid[1] * classes))
+    return torch.stack(counts, -1).int().view(-1, classes, 4)
+
+
 def summarise(
     outputs: Sequence[Tensor], size: Sequence[int], labels: Tensor | None, grid: Sequence[int] = (1, 1)
 ) -> PixelSummary:
@@ -82,9 +136,11 @@ def summarise(
     coarse = [split_tiles(logits.float(), grid) for logits in outputs]
     scores = [torch.stack([score_pixels(logits.softmax(1), kind) for kind in PIXEL_SCORES], 1) for logits in coarse]
     means, classes = [logits.mean((2, 3)) for logits in coarse], outputs[0].shape[1]
-    differing, confusion = list[Tensor](), list[Tensor]()
+    differing, confusion, borders = list[Tensor](), list[Tensor](), list[Tensor]()
     for rows in torch.arange(len(outputs[0])).split(ROWS):
         answers = [find_answers(resize_logits(logits[rows].float(), size), "segmentation") for logits in outputs]
+        if labels is not None:
+            borders.append(torch.stack([count_borders(each, labels[rows], classes, grid) for each in answers], 1))
         answers = [split_tiles(each, grid) for each in answers]
         differing.append(torch.stack([(each != answers[-1]).float().mean((1, 2)) for each in answers], 1))
         if labels is not None:
@@ -96,6 +152,7 @@ def summarise(
         means=torch.stack(means, 1),
         disagreement=torch.cat(differing),
         confusion=torch.cat(confusion) if confusion else None,
+        borders=torch.cat(borders) if borders else None,
     )
 
 
@@ -111,6 +168,18 @@ def measure_mean_iou(confusion: Tensor) -> Tensor:  # (*S,C,C) -> (*S)
     present = confusion.sum(-1) > 0
     total = measure_iou(confusion).nan_to_num(0.0).mul(present).sum(-1)
     return torch.where(present.any(-1), total / present.sum(-1).clamp_min(1), 1.0).float()
+
+
+def measure_border_f1(borders: Tensor) -> Tensor:  # (N,*S,C,4) -> (*S)
+    """Return the boundary F1 score: the mean over images of the mean over the classes with a border in an image's label.
+
+    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013, section 3.3; classes that only
+    the answer has are not among those of the mean. NaN without any border.
+    """
+    right, told, met, truth = borders.double().unbind(-1)
+    precision, recall = right / told.clamp_min(1), met / truth.clamp_min(1)
+    f1 = 2 * precision * recall / (precision + recall).clamp_min(TINY)
+    return f1.masked_fill(truth == 0, torch.nan).nanmean(-1).nanmean(0)
 
 
 def measure_missed(confusion: Tensor, label: int) -> Tensor:  # (*S,C,C) -> (*S)

@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
 OBJECT = 0.5  # least probability of a pixel of an object
 LEAST_OBJECT, MOST_OBJECT = 0.02, 0.6  # share of the image that an object has
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # tag of cameras, and its values that swap height and width
 _SIDE = 160  # pixels that a drawn image is wide
 
 
@@ -77,6 +78,16 @@ def decode_image(
 ) -> Tensor:  # -> (C,H,W) uint8
     """Decode the bytes of an image file as :func:`read_image` does; errors call it ``name``."""
     return to_pixels(open_picture(io.BytesIO(content), channels, max_pixels, name=name), size, channels)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image as :func:`open_picture` gives it, by the head of its file."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(_ORIENTATION) in _TURNED else (height, width)
+    except Exception as error:  # Pillow raises many kinds for hostile files
+        raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
 def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8

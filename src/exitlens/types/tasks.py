@@ -21,6 +21,7 @@ ANSWERS: Mapping[Task, str] = {
     "multilabel": "several labels a sample",
     "segmentation": "one class a pixel",
 }
+BACKGROUND = "background"  # name of a class of the pixels that no other has
 IGNORE = 255  # label of a pixel that counts nowhere, as in PASCAL VOC and Cityscapes
 
 
@@ -86,10 +87,11 @@ def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";")
     return separator.join(classes[c] if classes else str(c) for c in present.nonzero().flatten().tolist())
 
 
-def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,) or (B,C) bool
-    """Return each sample's answer in words; by :func:`name_labels` with several labels per sample."""
+def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,), (B,C) bool or (B,H,W)
+    """Return each sample's answer in words: of several labels, or of classes of pixels, all that there are, by ``;``."""
     if answers.ndim == 3:
-        refuse_segmentation("segmentation", "labels: a name for an answer")
+        present = [[c for c in each.unique().tolist() if c != IGNORE] for each in answers]
+        return [";".join(classes[c] if classes else str(c) for c in labels) for labels in present]
     if answers.ndim == 2:
         return [name_labels(present, classes) for present in answers]
     return [classes[i] if classes else str(i) for i in answers.tolist()]

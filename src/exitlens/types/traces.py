@@ -158,6 +158,8 @@ class PixelSummary(LogitsSummary):
         means: ``(*S,C)`` mean logits, by which images are recognised.
         disagreement: ``(*S)`` in [0, 1], the share of pixels whose answer differs from the final exit's.
         confusion: ``(*S,C,C)`` numbers of pixels by label (rows) and answer (columns); ``None`` without labels.
+        borders: ``(*S,C,4)`` numbers of pixels on the borders of each class: those of the answer that match the label's, all
+            of the answer's, those of the label that match the answer's, and all of the label's; ``None``: not counted.
 
     Examples:
         >>> counts = torch.tensor([[[[6, 2], [0, 8]], [[8, 0], [0, 8]]]])  # one image, two exits, two classes
@@ -171,10 +173,12 @@ class PixelSummary(LogitsSummary):
     means: Tensor
     disagreement: Tensor
     confusion: Tensor | None
+    borders: Tensor | None = None
 
     def __post_init__(self) -> None:
         *lead, classes = self.means.shape
         shapes = {"scores": (*lead, len(PIXEL_SCORES)), "disagreement": (*lead,), "confusion": (*lead, classes, classes)}
+        shapes["borders"] = (*lead, classes, 4)
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
@@ -199,7 +203,7 @@ class PixelSummary(LogitsSummary):
     @property
     def kept(self) -> str:
         """The reason why there is no indexing along the classes, and what to do."""
-        return "of pixels sums are kept, and no logits: read .scores, .means, .disagreement and .confusion"
+        return "of pixels sums are kept, and no logits: read .scores, .means, .disagreement, .confusion and .borders"
 
     def __repr__(self) -> str:
         return f"PixelSummary({', '.join(map(str, self.shape))})"
@@ -478,6 +482,12 @@ class Trace:
     def accuracy(self) -> Tensor:
         """``(N,K)`` in [0, 1]: 1 if each exit's answer is right; of one class a pixel the share of pixels that are."""
         return self.require_accuracy("accuracy")
+
+    @property
+    def borders(self) -> Tensor | None:
+        """``(N,K,C,4)`` numbers of border pixels, see :class:`PixelSummary`; ``None`` if no label has a border."""
+        counts = self.logits.borders if isinstance(self.logits, PixelSummary) else None
+        return counts if counts is not None and counts[..., 3].any() else None
 
     @property
     def disagreement(self) -> Tensor:

@@ -225,15 +225,17 @@ class _Recorder:
 
     def _take_logits(self, is_labelled: bool) -> Logits:
         if self._net.info.task == "segmentation":
-            return PixelSummary(**self._take_parts(("scores", "means", "disagreement"), "confusion", is_labelled))
+            return PixelSummary(
+                **self._take_parts(("scores", "means", "disagreement"), ("confusion", "borders"), is_labelled)
+            )
         if not self._is_compact:
             return self._store.take("logits")
-        parts = self._take_parts(("top", "classes", "span", "weights"), "label", is_labelled)
+        parts = self._take_parts(("top", "classes", "span", "weights"), ("label",), is_labelled)
         return CompactLogits(**parts, num_classes=self._classes)
 
-    def _take_parts(self, names: Sequence[str], of_labels: str, is_labelled: bool) -> dict[str, Any]:
-        parts = {name: self._store.take(f"logits.{name}") for name in (*names, *[of_labels] * is_labelled)}
-        return {of_labels: None} | parts
+    def _take_parts(self, names: Sequence[str], of_labels: Sequence[str], is_labelled: bool) -> dict[str, Any]:
+        parts = {name: self._store.take(f"logits.{name}") for name in (*names, *(of_labels if is_labelled else ()))}
+        return dict.fromkeys(of_labels) | parts
 
     def finish(self, progress: bool, timing: ExitLatency | None, swap: Callable[[Trace], Trace] | None) -> Trace:
         """Return the trace of all batches, with what ``swap`` adds to it."""

@@ -14,7 +14,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional import scores
 from exitlens.functional.groups import split_trace
 from exitlens.functional.maps import skill
-from exitlens.functional.pixels import measure_iou, measure_mean_iou
+from exitlens.functional.pixels import measure_border_f1, measure_iou, measure_mean_iou
 from exitlens.functional.risk import (
     accuracy_drop,
     cue_drop,
@@ -124,6 +124,8 @@ class PixelReport:
         accuracy, exit_accuracy: share of labelled pixels that are right.
         image_mean_iou_drop: mean over images of the drop of an image's mean IoU, which ``max_miou_drop`` limits.
         classes: names of the classes, if the trace knows them.
+        boundary_f1, exit_boundary_f1: boundary F1 score, of the routed answers and of every exit's: the mean over images (or
+            the trace's tiles) of the mean over the classes with a border in the label. ``None`` without a border.
     """
 
     mean_iou: float
@@ -135,11 +137,22 @@ class PixelReport:
     exit_accuracy: tuple[float, ...]
     image_mean_iou_drop: float
     classes: tuple[str, ...] = ()
+    boundary_f1: float | None = None
+    exit_boundary_f1: tuple[float, ...] | None = None
+
+    def tabulate(self) -> list[list[str]]:
+        """Return the IoU of every class, routed and of the final exit, as rows of a table, the head first."""
+        rows = [["class", "IoU", "final exit's"]]
+        for label, (routed, final) in enumerate(zip(self.iou, self.final_iou, strict=True)):
+            cells = ["-" if value is None else f"{value:.3f}" for value in (routed, final)]
+            rows.append([self.classes[label] if self.classes else str(label), *cells])
+        return rows
 
     def __str__(self) -> str:
+        borders = "" if self.boundary_f1 is None else f"; boundary F1 {self.boundary_f1:.3f}"
         drop, exits = self.mean_iou_drop, " ".join(f"{value:.3f}" for value in self.exit_mean_iou)
         more = f"{abs(100 * drop):.1f} points {'above' if drop < -0.0005 else 'below'} the final exit"
-        return f"mean IoU {self.mean_iou:.3f} (exits {exits}), {more}; accuracy of pixels {_percent(self.accuracy)}"
+        return f"mean IoU {self.mean_iou:.3f} (exits {exits}), {more}; accuracy of pixels {_percent(self.accuracy)}{borders}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -283,8 +296,8 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
 
 
 def _measure_pixels(trace: Trace, exits: Tensor) -> PixelReport:
-    counts = trace.require_confusion("evaluate").long()
-    routed, totals = counts[torch.arange(len(trace)), exits].sum(0), counts.sum(0)  # (C,C), (K,C,C)
+    counts, rows, borders = trace.require_confusion("evaluate").long(), torch.arange(len(trace)), trace.borders
+    routed, totals = counts[rows, exits].sum(0), counts.sum(0)  # (C,C), (K,C,C)
     mean_iou, exit_mean_iou = measure_mean_iou(routed).item(), tuple(measure_mean_iou(totals).tolist())
 
     def list_iou(confusion: Tensor) -> tuple[float | None, ...]:
@@ -300,6 +313,8 @@ def _measure_pixels(trace: Trace, exits: Tensor) -> PixelReport:
         exit_accuracy=tuple(rate_pixels(totals).tolist()),
         image_mean_iou_drop=select_exits(mean_iou_drop(trace), exits).mean().item(),
         classes=trace.classes,
+        boundary_f1=None if borders is None else measure_border_f1(borders[rows, exits]).item(),
+        exit_boundary_f1=None if borders is None else tuple(measure_border_f1(borders).tolist()),
     )
 
 

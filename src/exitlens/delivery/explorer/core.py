@@ -35,7 +35,7 @@ from exitlens.types import Explanation, Policy, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.settings import ReadSettings
-from exitlens.types.tasks import USUAL_SCORES, name_answers, refuse_segmentation
+from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
@@ -116,7 +116,6 @@ class Explorer:
         paths = [Path(path) for path in bundles]
         for name, path in zip(shorten_names(paths), paths, strict=True):
             net, policy = load(path)
-            refuse_segmentation(net.info.task, "bundle: the explorer")
             if policy is None:
                 policy = Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[net.info.task])
                 first = self.runs[0].policy if self.runs else policy
@@ -198,14 +197,19 @@ class Explorer:
             for name, chosen in (("ours", policy), ("full", full))
         }
         times = interleave(works, rounds=1, seconds=PATIENCE, max_rounds=ROUNDS, warm_up=False)
-        maps = attribute_exits(run.net, inputs) if relevance and have_maps(run.net.heads) else ()
+        maps = attribute_exits(run.net, inputs) if relevance and self.has_relevance else ()
         medians = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
         return Answer(run, why, *medians, tuple(batch[0] for batch in maps))
+
+    @property
+    def has_relevance(self) -> bool:
+        """True if relevance can be shown of all runs: their exits have maps, and answer whole samples."""
+        return all(have_maps(run.net.heads) and run.net.info.task != "segmentation" for run in self.runs)
 
     def is_relevance_slow(self) -> bool:
         """Return whether the relevance of all exits of all runs takes so long that nobody should wait for it unasked."""
         works = {}
-        if not all(have_maps(run.net.heads) for run in self.runs):
+        if not self.has_relevance:
             return True
         for i, run in enumerate(self.runs):
             example = run.net.info.example(next(run.net.parameters()))

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from exitlens.delivery.explanations import load_template
 from exitlens.delivery.explorer.core import DISPLAY, Answer, Explorer, LoadedRun, Shown, cover
-from exitlens.delivery.pictures import draw_heat
-from exitlens.display import data_uri, pick_exit_colour, shade_names
+from exitlens.delivery.pictures import draw_heat, draw_labels
+from exitlens.display import data_uri, pick_class_colour, pick_exit_colour, shade_names
 from exitlens.errors import DataError, ExitlensError, import_extra
 from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation
@@ -59,6 +59,9 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
     for view, share in zip(answer.why.exits, answer.run.shares, strict=False):
         with_map, name = picture is not None, answer.why.name_answer(view)
         shown = _describe_exit(answer.why, view, with_map) | {"faithfulness": "", "depends": None}
+        if view.pixels is not None and picture is not None:
+            layer = draw_labels(view.pixels.labels.cpu(), answer.why.classes)
+            shown |= {"heat": data_uri(layer, small=False), "alt": f"What {shown['name']} tells the pixels: {name}"}
         if answer.relevance:
             relevance = answer.relevance[view.exit]
             drawn, speaks_for = answer.why.draw_relevance(relevance), as_distribution(relevance[None])[0]
@@ -73,9 +76,13 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
 
 def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str, Any]:
     name, is_final = exit_name(view.exit, why.num_exits), view.exit == why.num_exits - 1
-    top = view.probabilities.topk(min(BARS, len(view.probabilities)))
-    bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
-    others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist()
+    top = view.probabilities.topk(min(BARS if view.pixels is None else len(view.answer), len(view.probabilities)))
+    colour = pick_exit_colour(view.exit, why.num_exits)
+    bars = [
+        (why.name(i), p, colour if view.pixels is None else "rgb({},{},{})".format(*pick_class_colour(i)))
+        for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
+    others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist() if view.pixels is None else []
     later = view.exit > why.answered
     refusal = "was not trusted" if view.refused else "was not sure enough"
     refusal = "does not answer under these thresholds" if view.threshold == math.inf else refusal
@@ -88,7 +95,8 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         agreement += f"(another sample's map: {null}){before}"
     return {
         "name": name,
-        "colour": pick_exit_colour(view.exit, why.num_exits),
+        "colour": colour,
+        "dense": view.pixels is not None,
         "answered": view.exit == why.answered,
         "later": later,
         "role": role,
@@ -330,7 +338,9 @@ def build(explorer: Explorer) -> Any:
             with gradio.Column(scale=1, min_width=320):
                 wire = _add_inputs(gradio, view)
                 label = "Relevance: what every answer depends on"
-                relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
+                relevance = gradio.Checkbox(
+                    view.starts_with_relevance, label=label, elem_id="xl-relevance", visible=explorer.has_relevance
+                )
                 message = gradio.HTML(elem_id="xl-message")
             answers, columns, routed = [], list[list[Any]](), []
             with gradio.Column(scale=3, min_width=320), gradio.Row():

@@ -168,6 +168,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
         placement=settings.placement,
         head=settings.head or train.modality.head,  # type: ignore[arg-type]
         groups=read_groups(settings.groups, train.preprocess) if settings.groups else None,
+        task="segmentation" if train.labels.ndim == 3 else None,
     )
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
