@@ -28,7 +28,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Explanation
 from exitlens.types.inputs import Inputs, can_be_channels_last, list_tensors, map_inputs, split_rows, take_rows
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
-from exitlens.types.settings import NumberRule, check_number
+from exitlens.types.settings import NumberRule, RecipeName, check_number
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.explanation import explain_batch
@@ -136,10 +136,12 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             train, held = (Subset(pairs, part.tolist()) for part in (rows, aside))
             self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
             loss = None if self.loss_weight is None else EGTLoss(weight=self.loss_weight)
-            recipe, shown = "pretrained" if self.pretrained else "scratch", bool(self.verbose)
+            recipe: RecipeName = "pretrained" if self.pretrained else "scratch"
             same: Any = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "augment")}
             # by the last epoch, so that the samples kept aside choose nothing
-            training.fit(self.net_, train, held, loss=loss, recipe=recipe, seed=seed, keep="last", progress=shown, **same)
+            training.fit(
+                self.net_, train, held, loss=loss, recipe=recipe, seed=seed, keep="last", progress=self.verbose, **same
+            )
         folds, drop = min(FOLDS, count) if self.delta is None and count > 1 else None, self.max_accuracy_drop
         self.policy_ = calibrate(collect(self.net_, held), max_accuracy_drop=drop, delta=self.delta, folds=folds)
         if self.delta is not None and min(self.policy_.thresholds, default=0.0) == np.inf:

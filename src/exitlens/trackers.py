@@ -190,6 +190,7 @@ class TensorBoardTracker(_Tracker):
     """
 
     package, extra = "torch.utils.tensorboard", "log"
+    _writer: Any
 
     def __init__(self, directory: str | Path | None = None, *, examples: Tensor | None = None) -> None:
         super().__init__(examples=examples, bundle=False)
@@ -208,8 +209,7 @@ class TensorBoardTracker(_Tracker):
         directory = self.directory or start.out_dir
         if directory is None:
             raise InputError("directory: there is no out_dir to write events to. Fix: TensorBoardTracker(directory=...).")
-        self._start, self._folder = start, str(directory)
-        self._writer: Any = None
+        self._start, self._folder, self._writer = start, str(directory), None
         return 0
 
     def _finish(self, epoch: int, maps: Image.Image | None, bundle: Path | None) -> None:

@@ -134,8 +134,8 @@ LABELS = torch.tensor([0, 4, 2])
         (xl.EGTLoss(exit_weights=(1.0,)), LABELS, "exit_weights: expected 2"),
         (xl.EGTLoss(class_weights=(1.0, 2.0)), LABELS, "class_weights: expected 5 numbers"),
         (xl.EGTLoss(class_weights="balanced"), LABELS, "class_weights: expected 5 numbers"),
-        (xl.EGTLoss(of="activation"), LABELS, "with_features"),
-        (xl.EGTLoss(target="relevance"), LABELS, r"relevance: .*with_relevance"),
+        (xl.EGTLoss(of="activation"), LABELS, r"net\.observe\(x, features=True\)"),
+        (xl.EGTLoss(target="relevance"), LABELS, r"relevance: .*net\.observe\(x, relevance=True\)"),
     ],
 )
 def test_bad_calls(loss, labels, message):

@@ -315,16 +315,16 @@ class EGTLoss:
             labels: ``(B,)`` integers in ``[0, C)``, or with several labels ``(B,C)`` of 0 and 1: the classification term is
                 then the mean of the labels' binary cross-entropies; or ``(B,H,W)`` integers, 255 where a pixel has none.
             progress: share of training that is done, in [0, 1]; sets the ramp.
-            features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"``.
-            relevance: ``(B,*S)`` signed (``net.with_relevance``), for targets made of it.
+            features: ``(B,D,*S)`` of every exit (``net.observe``), for ``of="activation"``.
+            relevance: ``(B,*S)`` signed (``net.observe``), for targets made of it.
             sample_weights: ``(K,B)``, of each sample in the classification term of each exit; by default 1.
         """
         _check_labels(labels, outputs[0].logits)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
-            raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
+            raise InputError("features: of='activation' needs every exit's features: net.observe(x, features=True).features")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
             raise InputError(
-                f"relevance: target={self.target!r} needs each sample's: outs, relevance = net.with_relevance(x)"
+                f"relevance: target={self.target!r} needs each sample's: net.observe(x, relevance=True).relevance"
             )
         labels = labels if labels.ndim == 2 else labels.long()
         alpha = ramp(progress, self.ramp_share)
