@@ -190,7 +190,6 @@ class TensorBoardTracker(_Tracker):
     """
 
     package, extra = "torch.utils.tensorboard", "log"
-    _writer: Any
 
     def __init__(self, directory: str | Path | None = None, *, examples: Tensor | None = None) -> None:
         super().__init__(examples=examples, bundle=False)
@@ -198,10 +197,6 @@ class TensorBoardTracker(_Tracker):
 
     def on_epoch(self, row: Row) -> None:
         """Write the metrics of an epoch."""
-        if self._writer is None:  # so nothing is written before the first epoch
-            values = list_parameters(self._start)
-            self._writer = self._package.SummaryWriter(self._folder, purge_step=0 if self._start.history else None)
-            self._writer.add_text("parameters", "\n".join(f"    {name}: {value}" for name, value in values.items()))
         for name, value in row.items():
             self._writer.add_scalar(name, value, row["epoch"])
 
@@ -209,7 +204,9 @@ class TensorBoardTracker(_Tracker):
         directory = self.directory or start.out_dir
         if directory is None:
             raise InputError("directory: there is no out_dir to write events to. Fix: TensorBoardTracker(directory=...).")
-        self._start, self._folder, self._writer = start, str(directory), None
+        self._writer = self._package.SummaryWriter(str(directory), purge_step=0 if start.history else None)
+        lines = (f"    {name}: {value}" for name, value in list_parameters(start).items())
+        self._writer.add_text("parameters", "\n".join(lines))
         return 0
 
     def _finish(self, epoch: int, maps: Image.Image | None, bundle: Path | None) -> None:
@@ -217,5 +214,4 @@ class TensorBoardTracker(_Tracker):
             self._writer.add_image(MAPS, np.asarray(maps), epoch, dataformats="HWC")
 
     def _close(self, status: Status) -> None:
-        if self._writer:
-            self._writer.close()
+        self._writer.close()

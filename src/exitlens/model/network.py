@@ -234,9 +234,9 @@ class ExitNet(nn.Module):
         """Run all exits once, and return their outputs with what a loss may ask for besides.
 
         Relevance is that of exit 0's features for the final exit's answer: gradient times input of the answer's logit minus
-        the mean logit, summed over channels: ``(B,*S)`` on the grid of exit 0's features, signed, detached (0 at padding). In
-        networks with attention it is taken at the first tensor of that shape that a layer norm reads before any attention,
-        if there is any, and operations that mix locations are held constant (model/mixing.py).
+        the mean logit, summed over channels: ``(B,*S)`` on the grid of exit 0's features, signed, detached (0 at padding).
+        In networks with attention it is taken at the first tensor of that shape that a layer norm reads before any
+        attention, if there is any, and operations that mix locations are held constant (model/mixing.py).
         """
         if relevance:
             refuse_segmentation(self.info.task, "relevance: it")
