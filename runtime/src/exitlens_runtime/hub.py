@@ -16,6 +16,10 @@ MANIFEST = "manifest.json"
 FILES = (MANIFEST, "policy.json", "policies.json", "golden.npz", "*.onnx")  # nothing else is fetched
 _ADDRESS = re.compile(r"hf:/(?:models/)?([\w.-]+/[\w.-]+)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)|[^/@]+))?")  # of a Path
 _COMMIT = re.compile("[0-9a-f]{40}")
+_FIX = (
+    "Fix: if the Hub refuses, check name and revision, ask for access on its page, and log in by `hf auth login` or set "
+    "HF_TOKEN; else check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: files that have arrived are kept."
+)
 
 
 def fetch_bundle(path: str | Path) -> Path:
@@ -39,7 +43,7 @@ def fetch_bundle(path: str | Path) -> Path:
     try:
         folder = _fetch(hub, repo, revision)
     except Exception as error:  # those of the network have no common base
-        raise HubError(f"hf://{repo}: {_join(error)}. Fix: {_choose_fix(hub, error)}.") from error
+        raise HubError(f"hf://{repo}: {_join(error)}. {_FIX}") from error
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"hf://{repo}: it holds no {MANIFEST}, so it is no edge bundle. Fix: push what export wrote.")
     return folder
@@ -51,9 +55,10 @@ def _fetch(hub: Any, repo: str, revision: str | None) -> Path:
         is_commit = _COMMIT.fullmatch(revision or "") is not None
         commit = revision if is_commit else hub.HfApi().model_info(repo, revision=revision).sha
     except Exception as error:
-        if _is_refusal(hub, error):
-            raise
-        folder = Path(fetch(revision=revision, local_files_only=True))
+        response = getattr(error, "response", None)
+        if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
+            raise  # a wrong name, or the Hub refuses
+        folder = Path(fetch(revision=revision))  # which gives the copy on this disk, or says why there is none
         if not hub.constants.HF_HUB_OFFLINE:
             words = f"cannot be reached ({_join(error)}): the copy of commit {folder.name[:12]} is used."
             fix = "Fix: set HF_HUB_OFFLINE=1 if that is what you want."
@@ -68,18 +73,3 @@ def _fetch(hub: Any, repo: str, revision: str | None) -> Path:
 def _join(error: Exception) -> str:
     """Return the lines of its message as one, or the name of its class."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _choose_fix(hub: Any, error: Exception) -> str:
-    if _is_refusal(hub, error):
-        login = "for a private repository, log in by `hf auth login` or set HF_TOKEN"
-        return f"check name and revision; {login}; for a gated one, also ask for access on its page"
-    if hub.constants.HF_HUB_OFFLINE:
-        return "unset HF_HUB_OFFLINE, and fetch the whole bundle once"
-    return f"check the connection to {hub.constants.ENDPOINT}, and try again: files that have arrived are kept"
-
-
-def _is_refusal(hub: Any, error: Exception) -> bool:
-    """Return whether the Hub, or huggingface_hub before it asks, refuses what was asked for."""
-    status = getattr(getattr(error, "response", None), "status_code", 500)
-    return isinstance(error, hub.errors.HFValidationError) or status < 500

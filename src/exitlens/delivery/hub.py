@@ -19,6 +19,10 @@ from exitlens.io import read_json, verify_checksums
 FILES = (MANIFEST, "network.json", "policy.json", "policies.json", "weights.safetensors", "golden.npz", "*.onnx")
 _ADDRESS = re.compile(r"hf:/(?:models/)?([\w.-]+/[\w.-]+)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)|[^/@]+))?")  # of a Path
 _COMMIT = re.compile("[0-9a-f]{40}")
+_FIX = (
+    "Fix: if the Hub refuses, check name and revision, ask for access on its page, and log in by `hf auth login` or set "
+    "HF_TOKEN; else check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: files that have arrived are kept."
+)
 
 
 def is_address(path: str | Path) -> bool:
@@ -69,9 +73,10 @@ def fetch_bundle(path: str | Path) -> Path:
             is_commit = _COMMIT.fullmatch(revision or "") is not None
             commit = revision if is_commit else hub.HfApi().model_info(repo, revision=revision).sha
         except Exception as error:
-            if _is_refusal(hub, error):
-                raise
-            folder = Path(fetch(revision=revision, local_files_only=True))
+            response = getattr(error, "response", None)
+            if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
+                raise  # a wrong name, or the Hub refuses
+            folder = Path(fetch(revision=revision))  # which gives the copy on this disk, or says why there is none
             if not hub.constants.HF_HUB_OFFLINE:
                 words = f"cannot be reached ({first_line(error)}): the copy of commit {folder.name[:12]} is used."
                 fix = "Fix: set HF_HUB_OFFLINE=1 if that is what you want."
@@ -138,19 +143,4 @@ def _translate_errors(hub: Any, repo: str) -> Iterator[None]:
         yield
     except Exception as error:  # they have no common base
         words = " ".join(str(error).split()) or type(error).__name__
-        raise HubError(f"hf://{repo}: {words.rstrip('.')}. Fix: {_choose_fix(hub, error)}.") from error
-
-
-def _choose_fix(hub: Any, error: Exception) -> str:
-    if _is_refusal(hub, error):
-        login = "log in by `hf auth login` or set HF_TOKEN, with a token that has the right to it"
-        return f"check name and revision; {login}; for a gated repository, ask for access on its page"
-    if hub.constants.HF_HUB_OFFLINE:
-        return "unset HF_HUB_OFFLINE, and fetch the whole bundle once"
-    return f"check the connection to {hub.constants.ENDPOINT}, and try again: files that have arrived are kept"
-
-
-def _is_refusal(hub: Any, error: Exception) -> bool:
-    """Return whether the Hub, or huggingface_hub before it asks, refuses what was asked for."""
-    status = getattr(getattr(error, "response", None), "status_code", 500)
-    return isinstance(error, hub.errors.HFValidationError) or status < 500
+        raise HubError(f"hf://{repo}: {words.rstrip('.')}. {_FIX}") from error
