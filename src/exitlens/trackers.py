@@ -38,6 +38,7 @@ class _Tracker(TrainingCallback):
 
     package, extra, file = "", "", ""  # what it needs, and what names the run in ``out_dir``, to go on with it
     run_id = ""
+    _is_ours = True  # else it is the user's run, which stays open
 
     def __init__(self, *, examples: Tensor | None = None, bundle: bool = True, **options: Any) -> None:
         self._package = import_extra(self.package, self.extra, type(self).__name__)
@@ -74,7 +75,8 @@ class _Tracker(TrainingCallback):
                     self._finish(int(end.metrics["epoch"]), maps, bundle)
             status = end.status
         finally:
-            self._close(status)
+            if self._is_ours:
+                self._close(status)
 
     @abstractmethod
     def _open(self, start: TrainingStart, known: str) -> float:
@@ -86,7 +88,7 @@ class _Tracker(TrainingCallback):
 
     @abstractmethod
     def _close(self, status: Status) -> None:
-        """End the run, unless it is the user's."""
+        """End the run."""
 
 
 class MLflowTracker(_Tracker):
@@ -134,8 +136,7 @@ class MLflowTracker(_Tracker):
             self._package.log_artifacts(str(bundle), bundle.name, run_id=self.run_id)
 
     def _close(self, status: Status) -> None:
-        if self._is_ours:
-            self._package.end_run({"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}[status])
+        self._package.end_run({"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}[status])
 
 
 class WandbTracker(_Tracker):
@@ -175,8 +176,7 @@ class WandbTracker(_Tracker):
             self._run.log_artifact(artifact)
 
     def _close(self, status: Status) -> None:
-        if self._is_ours:
-            self._run.finish({"finished": 0, "interrupted": 255, "failed": 1}[status])  # 255: "killed"
+        self._run.finish({"finished": 0, "interrupted": 255, "failed": 1}[status])  # 255: "killed"
 
 
 class TensorBoardTracker(_Tracker):
