@@ -88,9 +88,7 @@ def test_refusals_say_what_to_do(pushed, fetcher, tmp_path, monkeypatch):
     with pytest.raises(errors.HubError, match=r"hf://user/edge: 404.*Revision.* Fix: .* check name and revision"):
         module.fetch_bundle("hf://user/edge@v9")
     pushed.gated.add("user/edge")
-    with pytest.raises(
-        errors.HubError, match=r"hf://user/edge: .* gated repo .* Fix: .* ask for access on its page"
-    ):
+    with pytest.raises(errors.HubError, match=r"hf://user/edge: .* gated repo .* Fix: .* ask for access on its page"):
         module.fetch_bundle("hf://user/edge")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(xl.ExitlensError if module is library else er.HubError, match=r"Fix: pip install '.*\[hub\]'"):
