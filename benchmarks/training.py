@@ -133,7 +133,9 @@ def make_steps(
         with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):
             for step in range(STEPS_A_ROUND):
                 given, *state = (inputs, 1.0, None) if guide is None else guide.exchange(inputs, labels)
-                compute_gradients(twin, optimizer, loss.at_step(step), [(given, labels, *state)], 0.5, settings, expert)
+                compute_gradients(
+                    twin, optimizer, loss.at(step, STEPS_A_ROUND, 1)[0], [(given, labels, *state)], 0.5, settings, expert
+                )
                 apply_gradients(optimizer, 0.5, settings)
                 if expert is not None:
                     expert.step(len(labels))

@@ -19,7 +19,7 @@ from exitlens.modalities.image import decode_image
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs
-from exitlens.types.preprocessing import Preprocess, TextPreprocess, VectorPreprocess
+from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.tasks import name_answers
 from exitlens.workflow.inference import predict
 
@@ -81,31 +81,26 @@ def _describe(net: ExitNet, policy: Policy, raw: bool, folder: Path) -> dict[str
             "Fix: attach exits to a source such as 'torchvision:resnet18', or log the bundle as artifacts (xl.save)."
         )
     schema = import_extra("mlflow.types", "mlflow", "log_model")
-    columns = _list_columns(net) if raw else None
-    inputs = (
-        _list_tensors(net, schema) if columns is None else [schema.ColSpec(kind, name) for name, kind in columns.items()]
-    )
+    if raw:
+        inputs = [schema.ColSpec(kind, name) for name, kind in _list_columns(net.info.preprocess).items()]
+    else:
+        example = net.info.example(next(net.parameters()))
+        named = example if isinstance(example, Mapping) else {None: example}
+        inputs = [schema.TensorSpec(x.cpu().numpy().dtype, (-1, *x.shape[1:]), name) for name, x in named.items()]
     outputs = schema.Schema([schema.ColSpec(kind, name) for name, kind in OUTPUTS.items()])
-    families = {source.partition(":")[0] for source in sources}
-    extras = sorted({"mlflow", *(families & {"hf", "timm"})} | ({"hf"} if columns and TEXT in columns else set()))
+    extras = {"mlflow"} | {source.partition(":")[0] for source in sources} & {"hf", "timm"}
+    extras |= {"hf"} if raw and isinstance(net.info.preprocess, TextPreprocess) else set()
+    version = torch.__version__.split("+")[0]
     return {
         "loader_module": __name__,
         "data_path": str(save(net, policy, folder / "bundle")),
         "signature": import_extra("mlflow.models", "mlflow", "log_model").ModelSignature(schema.Schema(inputs), outputs),
-        "pip_requirements": [f"exitlens[{','.join(extras)}]=={__version__}", f"torch=={torch.__version__.split('+')[0]}"],
+        "pip_requirements": [f"exitlens[{','.join(sorted(extras))}]=={__version__}", f"torch=={version}"],
     }
 
 
-def _list_tensors(net: ExitNet, schema: Any) -> list[Any]:
-    """Describe the tensors that the network takes, with the sizes that it was made with."""
-    example = net.info.example(next(net.parameters()))
-    named = example if isinstance(example, Mapping) else {None: example}
-    return [schema.TensorSpec(tensor.cpu().numpy().dtype, (-1, *tensor.shape[1:]), name) for name, tensor in named.items()]
-
-
-def _list_columns(net: ExitNet) -> dict[str, str]:
+def _list_columns(preprocess: Preprocessing | None) -> dict[str, str]:
     """Return the columns of raw samples, and the kind of each."""
-    preprocess = net.info.preprocess
     if isinstance(preprocess, TextPreprocess):
         return {TEXT: "string"}
     if isinstance(preprocess, Preprocess):

@@ -25,10 +25,10 @@ from exitlens.modalities import TEXT, recognise_example
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone, read_tokenizer
 from exitlens.model.network import ExitNet
-from exitlens.types import Explanation, Prediction
+from exitlens.types import Explanation
 from exitlens.types.inputs import Inputs, can_be_channels_last, list_tensors, map_inputs, split_rows, take_rows
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
-from exitlens.types.settings import NumberRule, check_number
+from exitlens.types.settings import NumberRule, RecipeName, check_number
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.explanation import explain_batch
@@ -135,7 +135,13 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             pairs: Any = [(map_inputs(inputs, itemgetter(i)), label) for i, label in enumerate(labels)]
             train, held = (Subset(pairs, part.tolist()) for part in (rows, aside))
             self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
-            self._train(train, held, seed)
+            loss = None if self.loss_weight is None else EGTLoss(weight=self.loss_weight)
+            recipe: RecipeName = "pretrained" if self.pretrained else "scratch"
+            same: Any = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "augment")}
+            # by the last epoch, so that the samples kept aside choose nothing
+            training.fit(
+                self.net_, train, held, loss=loss, recipe=recipe, seed=seed, keep="last", progress=self.verbose, **same
+            )
         folds, drop = min(FOLDS, count) if self.delta is None and count > 1 else None, self.max_accuracy_drop
         self.policy_ = calibrate(collect(self.net_, held), max_accuracy_drop=drop, delta=self.delta, folds=folds)
         if self.delta is not None and min(self.policy_.thresholds, default=0.0) == np.inf:
@@ -159,34 +165,18 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
         net.describe(classes=tuple(map(str, self.classes_)), preprocess=preprocess, source=source or net.info.source)
         return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
 
-    def _train(self, train: Subset[Any], held: Subset[Any], seed: int) -> None:
-        training.fit(
-            self.net_,
-            train,
-            held,
-            loss=None if self.loss_weight is None else EGTLoss(weight=self.loss_weight),
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            recipe="pretrained" if self.pretrained else "scratch",
-            learning_rate=self.learning_rate,
-            augment=self.augment,
-            seed=seed,
-            keep="last",  # so the samples kept aside choose nothing
-            progress=bool(self.verbose),
-        )
-
     def predict(self, X: Any) -> Any:
         """Return the label ``(N,)`` of every sample, by the first exit that is sure."""
-        predictions = self._answer(X)
-        return self.classes_[torch.cat([part.labels for part in predictions]).numpy()]
+        labels = self._answer(X, "labels")
+        return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> Any:
         """Return probabilities ``(N,C)`` ``float32`` of the classes, by the exit that answers."""
-        return torch.cat([part.probabilities for part in self._answer(X)]).numpy()
+        return self._answer(X, "probabilities")
 
     def predict_exits(self, X: Any) -> Any:
         """Return the exit ``(N,)`` that answers every sample; ``model.cost_[model.predict_exits(X)]`` is what each costs."""
-        return torch.cat([part.exits for part in self._answer(X)]).numpy()
+        return self._answer(X, "exits")
 
     def explain(self, X: Any) -> list[Explanation]:
         """Explain the answer to every sample as :func:`exitlens.explain` does."""
@@ -231,9 +221,11 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
         model.net_, model.policy_ = net, policy
         return model
 
-    def _answer(self, X: Any) -> list[Prediction]:
+    def _answer(self, X: Any, name: str) -> Any:
+        """Return what this attribute of the predictions has of every sample."""
         inputs = self._read(X)
-        return list(predict_stream(self.net_, inputs, self.policy_, batch_size=self.batch_size))
+        parts = predict_stream(self.net_, inputs, self.policy_, batch_size=self.batch_size)
+        return torch.cat([getattr(part, name) for part in parts]).numpy()
 
     def _read(self, X: Any) -> Inputs:
         validation.check_is_fitted(self)

@@ -583,7 +583,7 @@ def test_a_bundle_on_the_hub_is_named_by_its_address(trained, folder, tmp_path, 
         assert "hf://user/name does not say which data it was trained on. Fix: pass --data." in call.error(
             "evaluate", "--bundle", "hf://user/name"
         )
-        assert "Fix: check the name" in call.error("predict", "--bundle", "hf://user/none", "--data", folder)
+        assert "check name and revision" in call.error("predict", "--bundle", "hf://user/none", "--data", folder)
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "certify", "tune"])

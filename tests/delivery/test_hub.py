@@ -75,7 +75,7 @@ def test_a_revision_is_read_and_pushed_to(pushed, written):
     with pytest.raises(BundleError, match=r"hf://user/name: it holds no manifest.json.* Fix: "):
         load(f"hf://user/name@{second}")
     for call in (lambda: load("hf://user/name@v9"), lambda: xl.push_to_hub(written, "user/name@v9")):
-        with pytest.raises(HubError, match=r"hf://user/name: it has no such revision\. Fix: "):
+        with pytest.raises(HubError, match=r"hf://user/name: 404.*Revision.*Not.*Found.* Fix: .* check name and revision"):
             call()
 
 
@@ -113,7 +113,9 @@ def test_an_interrupted_download_loses_nothing(pushed, written, tmp_path, images
     newer = xl.save(make_net("keep"), POLICY, tmp_path / "newer")
     commit = pushed.put("user/name", {path.name: path.read_bytes() for path in newer.iterdir()})
     pushed.cut = "weights.safetensors"
-    with pytest.raises(HubError, match=r"cannot be reached, or broke off .* Fix: .* files that have arrived are kept"):
+    with pytest.raises(
+        HubError, match=r"hf://user/name: peer closed connection .* Fix: .* files that have arrived are kept"
+    ):
         load()
     partial = tmp_path / "cache" / "models--user--name" / "snapshots" / commit
     assert partial.is_dir()
@@ -121,7 +123,7 @@ def test_an_interrupted_download_loses_nothing(pushed, written, tmp_path, images
         load(partial)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the older copy is still what the name means
     assert torch.equal(load()[0](images)[-1].logits, before)
-    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set, and no whole copy is on this disk\. Fix: "):
+    with pytest.raises(HubError, match=r"Fix: .* HF_HUB_OFFLINE"):
         load(f"hf://user/name@{commit}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     pushed.status = 503
@@ -137,23 +139,21 @@ def test_an_interrupted_download_loses_nothing(pushed, written, tmp_path, images
 
 def test_refusals_say_what_to_do(pushed, written, monkeypatch):
     pushed.gated.add("user/name")
-    with pytest.raises(HubError, match=r"hf://user/name: the repository is gated\. Fix: ask for access at http.*/user/name"):
+    with pytest.raises(HubError, match=r"hf://user/name: .* gated repo .* Fix: .* ask for access on its page"):
         load()
-    with pytest.raises(
-        HubError, match=r"hf://user/none: there is no such repository, or it is private\. Fix: .*hf auth login"
-    ):
+    with pytest.raises(HubError, match=r"hf://user/none: .*Repository Not Found.* Fix: .* check name .*hf auth login"):
         load("hf://user/none")
     monkeypatch.setenv("HF_TOKEN", "another")
     pushed.private.add("user/name")
-    with pytest.raises(HubError, match="no such repository, or it is private"):
+    with pytest.raises(HubError, match="Repository Not Found"):
         load()
-    with pytest.raises(HubError, match=r"the Hub refuses that .*401.* Fix: log in by `hf auth login`.* right to it"):
+    with pytest.raises(HubError, match=r"hf://user/name: .*401.* Fix: .*log in by `hf auth login`"):
         xl.push_to_hub(written, "user/name")
     pushed.private.clear()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(HubError, match=r"hf://user/name: http://127.0.0.1:9 cannot be reached.* Fix: check the connection"):
+    with pytest.raises(HubError, match=r"hf://user/name: .* Fix: .* check the connection"):
         load()
-    with pytest.raises(HubError, match=r"no name of a repository .* Fix: expected USER/NAME"):
+    with pytest.raises(HubError, match=r"hf://user/a\.\.b: .*user/a\.\.b.* Fix: .* check name"):
         load("hf://user/a..b")
 
 

@@ -134,8 +134,8 @@ LABELS = torch.tensor([0, 4, 2])
         (xl.EGTLoss(exit_weights=(1.0,)), LABELS, "exit_weights: expected 2"),
         (xl.EGTLoss(class_weights=(1.0, 2.0)), LABELS, "class_weights: expected 5 numbers"),
         (xl.EGTLoss(class_weights="balanced"), LABELS, "class_weights: expected 5 numbers"),
-        (xl.EGTLoss(of="activation"), LABELS, "with_features"),
-        (xl.EGTLoss(target="relevance"), LABELS, r"relevance: .*with_relevance"),
+        (xl.EGTLoss(of="activation"), LABELS, r"net\.observe\(x, features=True\)"),
+        (xl.EGTLoss(target="relevance"), LABELS, r"relevance: .*net\.observe\(x, relevance=True\)"),
     ],
 )
 def test_bad_calls(loss, labels, message):
@@ -214,13 +214,13 @@ def test_targets_of_texts_are_softer():
 
 def test_consistency_of_every_other_step_has_twice_the_weight():
     loss = xl.EGTLoss(weight=1.5, every=2)
-    assert [loss.at_step(step).weight for step in range(4)] == [3.0, 0.0, 3.0, 0.0]
-    assert xl.EGTLoss(weight=1.5).at_step(1).weight == 1.5
+    assert [loss.at(step, 4, 1)[0].weight for step in range(4)] == [3.0, 0.0, 3.0, 0.0]
+    assert xl.EGTLoss(weight=1.5).at(1, 4, 1)[0].weight == 1.5
     outputs, labels = _outputs()
-    found = [loss.at_step(step)(outputs, labels) for step in range(2)]
+    found = [loss.at(step, 4, 1)[0](outputs, labels) for step in range(2)]
     each = xl.EGTLoss(weight=1.5)(outputs, labels)
-    assert loss.at_step(0).at_step(0).weight == 3.0
-    assert not xl.EGTLoss(target="product", every=2).at_step(1).needs_relevance
+    assert loss.at(0, 4, 1)[0].at(0, 4, 1)[0].weight == 3.0
+    assert not xl.EGTLoss(target="product", every=2).at(1, 4, 1)[0].needs_relevance
     assert (found[0].total + found[1].total).item() == pytest.approx(2 * each.total.item(), rel=1e-5)
     assert found[1].total.item() == pytest.approx(each.classification.item(), rel=1e-5)
 
@@ -253,7 +253,7 @@ def test_target_sharpness_and_steps_suit_the_network_unless_given(loss, network,
     chosen = loss.for_network(**network)
     assert (chosen.target, chosen.sharpness, chosen.every, chosen.reach) == (target, sharpness, every, "heads")
     assert chosen.needs_relevance == (target == "product" and loss.weight > 0)
-    assert chosen.separates_maps == (loss.of == "attention" and loss.weight > 0)
+    assert chosen.ask()["separate_maps"] == (loss.of == "attention" and loss.weight > 0)
 
 
 @pytest.mark.slow
@@ -269,13 +269,13 @@ def test_maps_that_follow_their_own_targets_do_not_shrink_to_one_cell(target):
 
 def test_targets_keep_a_floor_from_the_eleventh_epoch_on():
     loss = xl.EGTLoss(target="mean")
-    assert [loss.in_epoch(epoch).spread for epoch in (0, 10, 11, 15, 20, 99)] == [
+    assert [loss.at(epoch, 100, 100)[0].spread for epoch in (0, 10, 11, 15, 20, 99)] == [
         None,
         None,
         *map(pytest.approx, (0.02, 0.1, 0.2, 0.2)),
     ]
-    assert xl.EGTLoss(target="mean", spread=0.0).in_epoch(99).spread == 0
-    assert xl.EGTLoss(target="attention").in_epoch(99).spread is None
+    assert xl.EGTLoss(target="mean", spread=0.0).at(99, 100, 100)[0].spread == 0
+    assert xl.EGTLoss(target="attention").at(99, 100, 100)[0].spread is None
 
 
 def test_a_step_has_its_progress_its_weight_and_its_floor():

@@ -127,14 +127,14 @@ def test_kept_evidence_equals_grad_cam():
 
 def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
     net = make_net()
-    _, raw = net.with_relevance(images)
+    raw = net.observe(images, relevance=True).relevance
     offset = net.info.feature_offsets[0]
     assert offset == pytest.approx((-0.25, -0.25), abs=0.1)  # random kernels lean a little
     wanted = place(raw, offset)
     torch.testing.assert_close(xl.attribute(net, images), wanted)
     assert not torch.allclose(raw, wanted)
     first = torch.stack([xl.explain(net, one, xl.Policy.never(3), relevance=True).relevance for one in images[:3]])
-    torch.testing.assert_close(first, place(net.with_relevance(images[:3])[1], offset), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(first, place(net.observe(images[:3], relevance=True).relevance, offset), atol=1e-6, rtol=1e-4)
     features = xl.attribute(net, images, at=1)
     net.describe(feature_offsets=((0.0, 0.0), (-1.0, 0.0), (0.0, 0.0)))
     assert not torch.allclose(xl.attribute(net, images, at=1), features)  # those of the place that was asked for
@@ -155,7 +155,7 @@ def test_all_exits_from_one_pass(net, images):
 
 def test_it_is_what_training_uses_in_inference_mode_and_of_every_sample_by_itself(net, images):
     whole = xl.attribute(net, images)
-    torch.testing.assert_close(whole, net.eval().with_relevance(images)[1])
+    torch.testing.assert_close(whole, net.eval().observe(images, relevance=True).relevance)
     with torch.inference_mode():
         assert torch.equal(xl.attribute(net, images + 0), whole)
     torch.testing.assert_close(xl.attribute(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)

@@ -114,7 +114,7 @@ def test_exits_with_context_see_the_whole_image_on_one_grid(side, grid):
     assert isinstance(net.head(0).neck, ContextNeck)
     assert net.head_share > plain.head_share
     assert (net.head(2).neck is None) == (side == 32)
-    outputs, features = net.with_features(x)
+    outputs, _, features, _ = net.observe(x, features=True)
     assert {tuple(out.attention.shape[1:]) for out in outputs} == {grid}
     check_outputs(outputs, net.heads)
     assert [f.shape[1:] for f in features] == [(head.classifier.in_features, *grid) for head in net.heads]
@@ -161,7 +161,7 @@ def test_context_of_tokens_reads_the_first_exits_features_too_and_no_padding():
         nn.init.normal_(head.attend.weight)
     assert [head.reads for head in net.heads] == [2, 3, 3]
     assert [head.lateral is None for head in net.heads] == [True, False, False]
-    outputs, features = net.with_features(words)
+    outputs, _, features, _ = net.observe(words, features=True)
     shorter = net({name: tokens[:1, :5] for name, tokens in words.items()})
     check_outputs(outputs, net.heads)
     activations = net.unpack(words)
@@ -171,7 +171,7 @@ def test_context_of_tokens_reads_the_first_exits_features_too_and_no_padding():
         assert located.shape[1:] == (head.classifier.in_features, 9)
         torch.testing.assert_close(short.logits[0], out.logits[0])
         torch.testing.assert_close(head.classify(*activations), out.logits)
-    relevance = net.with_relevance(words)[1]
+    relevance = net.observe(words, relevance=True).relevance
     assert relevance.shape == (2, 9)
     assert (relevance[0, 5:] == 0).all()
     for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):

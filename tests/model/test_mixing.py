@@ -180,7 +180,7 @@ def test_relevance_changes_no_answer_and_no_tensor_of_any_transformer(block):
         if frozen:
             net.stages.requires_grad_(requires_grad=False)
         before = {name: t.requires_grad for name, t in [*net.named_parameters(), *net.named_buffers()]}
-        plain, (outs, relevance) = net(x), net.with_relevance(x)
+        plain, (outs, _, _, relevance) = net(x), net.observe(x, relevance=True)
         for out, expected in zip(outs, plain, strict=True):
             torch.testing.assert_close(out.logits, expected.logits)
         assert not x.requires_grad

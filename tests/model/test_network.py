@@ -13,7 +13,7 @@ from tests.texts import LENGTH, WORDS, make_text_net, make_texts
 
 
 def test_outputs_have_the_promised_shapes_and_are_computed_from_the_features(net, images):
-    outs, features = net.with_features(images)
+    outs, _, features, _ = net.observe(images, features=True)
     assert len(outs) == net.num_exits == 3
     for k, (out, grid) in enumerate(zip(outs, [(8, 8), (4, 4), (4, 4)], strict=True)):
         assert [t.shape for t in out] == [(40, 4), (40, *grid), (40, 4, *grid)]
@@ -66,7 +66,7 @@ def test_fingerprint_follows_the_weights(net):
 def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
     """The first-order effect of scaling a token's embedding, attention weights and scales of layer norms held."""
     net, inputs = make_text_net().eval(), make_texts(5)
-    outs, relevance = net.with_relevance(inputs)
+    outs, _, _, relevance = net.observe(inputs, relevance=True)
     factors = torch.ones_like(relevance).requires_grad_()
 
     class Scaled(Mixing):
@@ -88,7 +88,7 @@ def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
 @pytest.mark.parametrize("relevance", [False, True])
 def test_gradients_of_separate_maps_end_at_the_heads(net, images, relevance):
     whole = net.train()(images)
-    outs = net.with_relevance(images, True)[0] if relevance else net(images, separate_maps=True)
+    outs = net.observe(images, True, relevance=True).outputs if relevance else net(images, separate_maps=True)
     for out, plain in zip(outs, whole, strict=True):
         for output, expected in zip(out, plain, strict=True):
             torch.testing.assert_close(output, expected)

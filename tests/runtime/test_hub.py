@@ -56,7 +56,9 @@ def test_an_interrupted_download_loses_nothing(pushed, fetcher, monkeypatch):
     commit, files = pushed.read("user/edge")
     newer = pushed.put("user/edge", files | {"policy.json": files["policy.json"] + b" "})
     pushed.cut = "policy.json"
-    with pytest.raises(errors.HubError, match=r"broke off .* Fix: .* files that have arrived are kept"):
+    with pytest.raises(
+        errors.HubError, match=r"hf://user/edge: peer closed connection .* Fix: .* files that have arrived are kept"
+    ):
         module.fetch_bundle("hf://user/edge")
     pushed.status = 503
     with pytest.warns(
@@ -65,7 +67,7 @@ def test_an_interrupted_download_loses_nothing(pushed, fetcher, monkeypatch):
         assert module.fetch_bundle("hf://user/edge") == older
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert module.fetch_bundle("hf://user/edge") == older
-    with pytest.raises(errors.HubError, match=r"HF_HUB_OFFLINE is set, and no whole copy .* Fix: "):
+    with pytest.raises(errors.HubError, match=r"Fix: .* HF_HUB_OFFLINE"):
         module.fetch_bundle(f"hf://user/edge@{newer}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     pushed.status, pushed.cut = 0, ""
@@ -81,12 +83,12 @@ def test_refusals_say_what_to_do(pushed, fetcher, tmp_path, monkeypatch):
     pushed.put("user/empty", {"notes.txt": b""})
     with pytest.raises(errors.BundleError, match=r"hf://user/empty: it holds no manifest.json.* Fix: "):
         module.fetch_bundle(Path("hf://user/empty"))
-    with pytest.raises(errors.HubError, match=r"hf://user/none: there is no such repository, or it is private\. Fix: "):
+    with pytest.raises(errors.HubError, match=r"hf://user/none: .*Repository Not Found.* Fix: .* check name"):
         module.fetch_bundle("hf://user/none")
-    with pytest.raises(errors.HubError, match=r"it has no such revision\. Fix: "):
+    with pytest.raises(errors.HubError, match=r"hf://user/edge: 404.*Revision.* Fix: .* check name and revision"):
         module.fetch_bundle("hf://user/edge@v9")
     pushed.gated.add("user/edge")
-    with pytest.raises(errors.HubError, match=r"the repository is gated\. Fix: ask for access at http.*/user/edge"):
+    with pytest.raises(errors.HubError, match=r"hf://user/edge: .* gated repo .* Fix: .* ask for access on its page"):
         module.fetch_bundle("hf://user/edge")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(xl.ExitlensError if module is library else er.HubError, match=r"Fix: pip install '.*\[hub\]'"):

@@ -4,7 +4,6 @@ The servers themselves run in tests/ecosystem/test_servers.py; here Triton's mod
 """
 
 import json
-import shutil
 import sys
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -14,7 +13,16 @@ import pytest
 
 import exitlens as xl
 import exitlens_runtime as er
-from exitlens_runtime.servers import DEFAULT_OUTPUTS, MAPS, OUTPUTS, answer, answer_requests, list_inputs
+from exitlens_runtime.servers import (
+    DATATYPES,
+    DEFAULT_OUTPUTS,
+    MAPS,
+    OUTPUTS,
+    answer,
+    answer_requests,
+    describe_inputs,
+    describe_outputs,
+)
 from tests.exported import check_answers
 from tests.runtime.conftest import NET
 
@@ -29,7 +37,26 @@ def test_answers_are_those_of_predict(runtime, images):
     check_answers(SimpleNamespace(attention=maps, **{k: outputs[v] for k, v in names.items()}), expected)
     assert np.allclose(outputs["cost"], NET.cost.numpy()[expected.exits.numpy()])
     assert tuple(answer(runtime, {"inputs": images.numpy()})) == DEFAULT_OUTPUTS
-    assert list_inputs(runtime) == {"inputs": (3, 16, 16)}
+
+
+TEXTS = {  # a manifest, as far as it describes tensors
+    "num_classes": 3,
+    "task": "multilabel",
+    "inputs": [{"name": name, "dtype": "int64", "shape": [8]} for name in ("input_ids", "attention_mask")],
+    "segments": [{"map_shape": [4]}, {"map_shape": [8]}],
+}
+
+
+def test_tensors_are_described_as_they_are(runtime, images):
+    (given,) = describe_inputs(runtime.manifest)
+    assert given == {"name": "inputs", "datatype": "FP32", "shape": [-1, 3, 16, 16]}
+    outputs = answer(runtime, {"inputs": images.numpy()}, OUTPUTS)
+    for each, (name, values) in zip(describe_outputs(runtime.manifest), outputs.items(), strict=True):
+        assert (each["name"], each["shape"]) == (name, [-1, *values.shape[1:]])
+        assert DATATYPES[values.dtype.name] == each["datatype"]
+    assert [tensor["name"] for tensor in describe_inputs(TEXTS)] == ["input_ids", "attention_mask"]
+    shapes = {tensor["name"]: tensor["shape"][1:] for tensor in describe_outputs(TEXTS)}
+    assert (shapes["label"], shapes["attention"], shapes["attention_shape"]) == ([3], [8], [1])
 
 
 def test_outputs_and_inputs_are_known_by_name(runtime, images):
@@ -86,12 +113,18 @@ def triton(monkeypatch):
     del sys.modules["exitlens_runtime.servers.triton"]
 
 
-def test_triton_model(triton, runtime, edge, images, tmp_path):
-    shutil.copytree(edge, tmp_path / "1" / "edge")
+def test_triton_model(triton, runtime, edge, images):
     parameters = {"policy": {"string_value": "default"}, "threads": {"string_value": "1"}}
-    model = triton.TritonPythonModel()
-    config = json.dumps({"parameters": parameters})
-    model.initialize({"model_config": config, "model_repository": str(tmp_path), "model_version": "1"})
+    model = type("TritonPythonModel", (triton.Cascade,), {"edge": edge})()
+    told = []
+    config = SimpleNamespace(add_input=told.append, add_output=told.append)
+    assert model.auto_complete_config(config) is config
+    assert told[:2] == [
+        {"name": "inputs", "data_type": "TYPE_FP32", "dims": [3, 16, 16]},
+        {"name": "label", "data_type": "TYPE_INT64", "dims": [1]},
+    ]
+    assert [each["name"] for each in told[1:]] == list(OUTPUTS)
+    model.initialize({"model_config": json.dumps({"parameters": parameters})})
     given = images.numpy()
     requests = [Request({"inputs": given[:2]}, ["label", "exit"]), Request({"inputs": given[:1] * np.nan}, ["label"])]
     good, bad = model.execute(requests)

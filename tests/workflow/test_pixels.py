@@ -221,7 +221,7 @@ def test_measured_time(unet):
         ("net: measure_faithfulness", lambda net, data, path: measure_faithfulness(net, data)),
         ("net: relevance", lambda net, data, path: attribute(net, data.inputs[:1])),
         ("relevance: it", lambda net, data, path: xl.explain(net, data.inputs[0], POLICY, relevance=True)),
-        ("relevance: it", lambda net, data, path: net.with_relevance(data.inputs)),
+        ("relevance: it", lambda net, data, path: net.observe(data.inputs, relevance=True)),
         ("swapped: it", lambda net, data, path: xl.collect(net, data, swapped=4)),
         (r"members\[0\]: a cascade", lambda net, data, path: xl.cascade([net, net])),
         ("policy: an Adaptive", lambda net, data, path: xl.predict(net, data.inputs, xl.Adaptive(POLICY, 0.1))),

@@ -16,7 +16,10 @@ MANIFEST = "manifest.json"
 FILES = (MANIFEST, "policy.json", "policies.json", "golden.npz", "*.onnx")  # nothing else is fetched
 _ADDRESS = re.compile(r"hf:/(?:models/)?([\w.-]+/[\w.-]+)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)|[^/@]+))?")  # of a Path
 _COMMIT = re.compile("[0-9a-f]{40}")
-_LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
+_FIX = (
+    "Fix: if the Hub refuses, check name and revision, ask for access on its page, and log in by `hf auth login` or set "
+    "HF_TOKEN; else check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: files that have arrived are kept."
+)
 
 
 def fetch_bundle(path: str | Path) -> Path:
@@ -38,54 +41,35 @@ def fetch_bundle(path: str | Path) -> Path:
             f"hf://{repo}: it needs the package huggingface_hub. Fix: pip install 'exitlens-runtime[hub]'."
         ) from error
     try:
-        folder, reason = _fetch(hub, repo, revision)
+        folder = _fetch(hub, repo, revision)
     except Exception as error:  # those of the network have no common base
-        raise HubError(f"hf://{repo}: {_explain(hub, error, repo)}") from error
-    if reason and not hub.constants.HF_HUB_OFFLINE:
-        warnings.warn(
-            f"hf://{repo}: the Hub cannot be reached ({reason}): the copy of commit {folder.name[:12]} is used. Fix: set "
-            "HF_HUB_OFFLINE=1 if that is what you want.",
-            stacklevel=3,
-        )
+        raise HubError(f"hf://{repo}: {_join(error)}. {_FIX}") from error
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"hf://{repo}: it holds no {MANIFEST}, so it is no edge bundle. Fix: push what export wrote.")
     return folder
 
 
-def _fetch(hub: Any, repo: str, revision: str | None) -> tuple[Path, str]:
-    """Return the directory, and why the Hub was not asked, if so."""
+def _fetch(hub: Any, repo: str, revision: str | None) -> Path:
     fetch = partial(hub.snapshot_download, repo, allow_patterns=list(FILES), library_name="exitlens-runtime")
-    if _COMMIT.fullmatch(revision or ""):
-        return Path(fetch(revision=revision)), ""
     try:
-        commit = hub.HfApi().model_info(repo, revision=revision).sha
+        is_commit = _COMMIT.fullmatch(revision or "") is not None
+        commit = revision if is_commit else hub.HfApi().model_info(repo, revision=revision).sha
     except Exception as error:
         response = getattr(error, "response", None)
         if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
-            raise
-        return Path(fetch(revision=revision, local_files_only=True)), _first_line(error)
+            raise  # a wrong name, or the Hub refuses
+        folder = Path(fetch(revision=revision))  # which gives the copy on this disk, or says why there is none
+        if not hub.constants.HF_HUB_OFFLINE:
+            words = f"cannot be reached ({_join(error)}): the copy of commit {folder.name[:12]} is used."
+            fix = "Fix: set HF_HUB_OFFLINE=1 if that is what you want."
+            warnings.warn(f"hf://{repo}: the Hub {words} {fix}", stacklevel=4)
+        return folder
     folder = Path(fetch(revision=commit))
     if (folder / MANIFEST).is_file():
-        hub.hf_hub_download(repo, MANIFEST, revision=revision)  # is there: from here on, the revision means this commit
-    return folder, ""
+        hub.hf_hub_download(repo, MANIFEST, revision=revision)  # from here on, the revision means this commit
+    return folder
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of its message, or the name of its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _explain(hub: Any, error: Exception, repo: str) -> str:
-    errors, endpoint = hub.errors, hub.constants.ENDPOINT
-    if isinstance(error, errors.GatedRepoError):
-        return f"the repository is gated. Fix: ask for access at {endpoint}/{repo}, and {_LOGIN}."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such repository, or it is private. Fix: check the name; for a private one, {_LOGIN}."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "it has no such revision. Fix: name a branch, a tag or a whole commit, or leave the revision out."
-    if isinstance(error, errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and no whole copy is on this disk. Fix: unset it, and fetch the bundle once."
-    return (
-        f"{endpoint} cannot be reached, refuses, or broke off ({_first_line(error)}). Fix: check the connection and try "
-        f"again: files that have arrived are kept. If it refuses, {_LOGIN}."
-    )
+def _join(error: Exception) -> str:
+    """Return the lines of its message as one, or the name of its class."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

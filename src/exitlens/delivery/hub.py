@@ -19,7 +19,10 @@ from exitlens.io import read_json, verify_checksums
 FILES = (MANIFEST, "network.json", "policy.json", "policies.json", "weights.safetensors", "golden.npz", "*.onnx")
 _ADDRESS = re.compile(r"hf:/(?:models/)?([\w.-]+/[\w.-]+)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)|[^/@]+))?")  # of a Path
 _COMMIT = re.compile("[0-9a-f]{40}")
-_LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
+_FIX = (
+    "Fix: if the Hub refuses, check name and revision, ask for access on its page, and log in by `hf auth login` or set "
+    "HF_TOKEN; else check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: files that have arrived are kept."
+)
 
 
 def is_address(path: str | Path) -> bool:
@@ -64,32 +67,27 @@ def fetch_bundle(path: str | Path) -> Path:
         return Path(path)
     repo, revision = parse_address(path)
     hub = import_extra("huggingface_hub", "hub", f"hf://{repo}")
+    fetch = partial(hub.snapshot_download, repo, allow_patterns=list(FILES), library_name="exitlens")
     with _translate_errors(hub, repo):
-        folder, reason = _fetch(hub, repo, revision)
-    if reason and not hub.constants.HF_HUB_OFFLINE:
-        words = f"hf://{repo}: the Hub cannot be reached ({reason}): the copy of commit {folder.name[:12]} is used."
-        warnings.warn(f"{words} Fix: set HF_HUB_OFFLINE=1 if that is what you want.", WeightsWarning, stacklevel=3)
+        try:
+            is_commit = _COMMIT.fullmatch(revision or "") is not None
+            commit = revision if is_commit else hub.HfApi().model_info(repo, revision=revision).sha
+        except Exception as error:
+            response = getattr(error, "response", None)
+            if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
+                raise  # a wrong name, or the Hub refuses
+            folder = Path(fetch(revision=revision))  # which gives the copy on this disk, or says why there is none
+            if not hub.constants.HF_HUB_OFFLINE:
+                words = f"cannot be reached ({first_line(error)}): the copy of commit {folder.name[:12]} is used."
+                fix = "Fix: set HF_HUB_OFFLINE=1 if that is what you want."
+                warnings.warn(f"hf://{repo}: the Hub {words} {fix}", WeightsWarning, stacklevel=3)
+        else:
+            folder = Path(fetch(revision=commit))
+            if (folder / MANIFEST).is_file():
+                hub.hf_hub_download(repo, MANIFEST, revision=revision)  # from here on, the revision means this commit
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"hf://{repo}: it holds no {MANIFEST}, so it is no bundle. Fix: name one that push_to_hub made.")
     return folder
-
-
-def _fetch(hub: Any, repo: str, revision: str | None) -> tuple[Path, str]:
-    """Return the directory, and why the Hub was not asked, if so."""
-    fetch = partial(hub.snapshot_download, repo, allow_patterns=list(FILES), library_name="exitlens")
-    if _COMMIT.fullmatch(revision or ""):
-        return Path(fetch(revision=revision)), ""
-    try:
-        commit = hub.HfApi().model_info(repo, revision=revision).sha
-    except Exception as error:  # those of the network have no common base
-        response = getattr(error, "response", None)
-        if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
-            raise  # a wrong name, or the Hub refuses
-        return Path(fetch(revision=revision, local_files_only=True)), first_line(error)
-    folder = Path(fetch(revision=commit))
-    if (folder / MANIFEST).is_file():
-        hub.hf_hub_download(repo, MANIFEST, revision=revision)  # is there: from here on, the revision means this commit
-    return folder, ""
 
 
 def push_to_hub(directory: str | Path, repo: str, *, private: bool | None = None, message: str = "") -> str:
@@ -140,28 +138,9 @@ def push_to_hub(directory: str | Path, repo: str, *, private: bool | None = None
 
 @contextmanager
 def _translate_errors(hub: Any, repo: str) -> Iterator[None]:
-    """Raise :class:`HubError` with what to do in place of an error of huggingface_hub or of the network."""
+    """Raise :class:`HubError`, with its words and what to do, in place of an error of huggingface_hub or of the network."""
     try:
         yield
     except Exception as error:  # they have no common base
-        raise HubError(f"hf://{repo}: {_explain(hub, error, repo)}") from error
-
-
-def _explain(hub: Any, error: Exception, repo: str) -> str:
-    errors, endpoint = hub.errors, hub.constants.ENDPOINT
-    if isinstance(error, errors.GatedRepoError):
-        return f"the repository is gated. Fix: ask for access at {endpoint}/{repo}, and {_LOGIN}."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such repository, or it is private. Fix: check the name; for a private one, {_LOGIN}."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "it has no such revision. Fix: name a branch, a tag or a whole commit, or leave the revision out."
-    if isinstance(error, errors.HFValidationError):
-        return f"no name of a repository ({first_line(error)}). Fix: expected USER/NAME."
-    if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
-        return f"the Hub refuses that ({first_line(error)}). Fix: {_LOGIN}, with a token that has the right to it."
-    if isinstance(error, errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and no whole copy is on this disk. Fix: unset it, and fetch the bundle once."
-    return (
-        f"{endpoint} cannot be reached, or broke off ({first_line(error)}). Fix: check the connection and try again: "
-        "files that have arrived are kept."
-    )
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"hf://{repo}: {words.rstrip('.')}. {_FIX}") from error

@@ -187,7 +187,7 @@ class EGTLoss:
             is rarely below it). 0 lets them (docs/measured/truth.md).
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
-        every: compare maps in one of this many steps only, with this many times the weight (:meth:`at_step`; used by
+        every: compare maps in one of this many steps only, with this many times the weight (:meth:`at`; used by
             ``fit``). The default is 2 for images and targets made of relevance, which costs a backward pass, else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567), or with
@@ -271,32 +271,24 @@ class EGTLoss:
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
         return replace(chosen, every=self.every or (2 if pauses else 1))
 
-    def in_epoch(self, epoch: int) -> EGTLoss:
-        """Return the loss of an epoch (from 0): with the ``spread`` of long trainings, where none was given."""
-        share = min(1.0, max(0, epoch - FLOOR_AFTER) / FLOOR_AFTER)
-        is_given = self.spread is not None or self.target in ("attention", None)
-        return self if is_given or not share else replace(self, spread=FLOOR * share)
-
-    def at_step(self, step: int) -> EGTLoss:
-        """Return the loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""
-        every = self.every or 1
-        return self if every == 1 else replace(self, weight=0.0 if step % every else self.weight * every, every=1)
-
     def at(self, step: int, steps: int, epochs: int) -> tuple[EGTLoss, float]:
         """Return the loss of a step (from 0) of a training of so many ``steps`` and ``epochs``, and its progress in [0, 1).
 
-        The loss is :meth:`in_epoch` and :meth:`at_step` together; the progress is what calling it takes.
+        The loss has the ``spread`` of long trainings, where none was given, and ``every`` times the weight, or no
+        consistency. The progress is what calling it takes.
         """
-        return self.in_epoch(step * epochs // steps).at_step(step), step / steps
-
-    @property
-    def separates_maps(self) -> bool:
-        """True if gradients of the maps end at the heads."""
-        return self.reach == "heads" and self.of == "attention" and self.weight > 0
+        loss, every, epoch = self, self.every or 1, step * epochs // steps
+        share = min(1.0, max(0, epoch - FLOOR_AFTER) / FLOOR_AFTER)
+        if share and self.spread is None and self.target not in ("attention", None):
+            loss = replace(loss, spread=FLOOR * share)
+        if every > 1:
+            loss = replace(loss, weight=0.0 if step % every else self.weight * every, every=1)
+        return loss, step / steps
 
     def ask(self, frozen: bool = False) -> dict[str, bool]:
         """Return what ``net.observe`` has to compute for it, by its arguments; ``frozen``: the backbone is not trained."""
-        separates = self.separates_maps and not frozen  # else all gradients end at the heads anyway
+        at_heads = self.reach == "heads" and self.of == "attention" and self.weight > 0  # where gradients of maps end
+        separates = at_heads and not frozen  # else all gradients end at the heads anyway
         return {"separate_maps": separates, "features": self.of == "activation", "relevance": self.needs_relevance}
 
     def __call__(
@@ -315,16 +307,16 @@ class EGTLoss:
             labels: ``(B,)`` integers in ``[0, C)``, or with several labels ``(B,C)`` of 0 and 1: the classification term is
                 then the mean of the labels' binary cross-entropies; or ``(B,H,W)`` integers, 255 where a pixel has none.
             progress: share of training that is done, in [0, 1]; sets the ramp.
-            features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"``.
-            relevance: ``(B,*S)`` signed (``net.with_relevance``), for targets made of it.
+            features: ``(B,D,*S)`` of every exit (``net.observe``), for ``of="activation"``.
+            relevance: ``(B,*S)`` signed (``net.observe``), for targets made of it.
             sample_weights: ``(K,B)``, of each sample in the classification term of each exit; by default 1.
         """
         _check_labels(labels, outputs[0].logits)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
-            raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
+            raise InputError("features: of='activation' needs every exit's features: net.observe(x, features=True).features")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
             raise InputError(
-                f"relevance: target={self.target!r} needs each sample's: outs, relevance = net.with_relevance(x)"
+                f"relevance: target={self.target!r} needs each sample's: net.observe(x, relevance=True).relevance"
             )
         labels = labels if labels.ndim == 2 else labels.long()
         alpha = ramp(progress, self.ramp_share)

@@ -130,8 +130,8 @@ class Observation(NamedTuple):
     Attributes:
         outputs: of every exit, final last.
         shallow: ``(B,D,*S)``, the backbone's features at exit 0, before any neck (0 at padding), detached, or ``None``.
-        features: ``(B,D,*S)`` of every exit, after its neck, if they were asked for.
-        relevance: ``(B,*S)``, see :meth:`ExitNet.with_relevance`, if it was asked for.
+        features: ``(B,D,*S)`` of every exit, after its neck, that its output was computed from (0 at padding), if asked for.
+        relevance: ``(B,*S)``, see :meth:`ExitNet.observe`, if it was asked for.
     """
 
     outputs: tuple[ExitOutput, ...]
@@ -228,26 +228,16 @@ class ExitNet(nn.Module):
         """
         return tuple(self._walk(self.unpack(inputs), separate_maps))
 
-    def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
-        """Return the output of every exit, and the features ``(B,D,*S)`` it was computed from (0 at padding)."""
-        seen = self.observe(inputs, features=True)
-        return seen.outputs, cast(tuple[Tensor, ...], seen.features)
-
-    def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """Return the output of every exit, and the relevance of exit 0's features for the final exit's answer.
-
-        Relevance is gradient times input of the answer's logit minus the mean logit, summed over channels: ``(B,*S)`` on
-        the grid of exit 0's features, signed, detached (0 at padding). In networks with attention it is taken at the first
-        tensor of that shape that a layer norm reads before any attention, if there is any, and operations that mix
-        locations are held constant (model/mixing.py).
-        """
-        seen = self.observe(inputs, separate_maps, relevance=True)
-        return seen.outputs, cast(Tensor, seen.relevance)
-
     def observe(
         self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
     ) -> Observation:
-        """Run all exits once, and return their outputs with what a loss may ask for besides."""
+        """Run all exits once, and return their outputs with what a loss may ask for besides.
+
+        Relevance is that of exit 0's features for the final exit's answer: gradient times input of the answer's logit minus
+        the mean logit, summed over channels: ``(B,*S)`` on the grid of exit 0's features, signed, detached (0 at padding).
+        In networks with attention it is taken at the first tensor of that shape that a layer norm reads before any
+        attention, if there is any, and operations that mix locations are held constant (model/mixing.py).
+        """
         if relevance:
             refuse_segmentation(self.info.task, "relevance: it")
         activations = self.unpack(inputs)

@@ -87,7 +87,7 @@ def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw()
     network = make_network(lambda n, x: n.fc(n.b(n.act(n.a(x))).mean((2, 3))), **layers)
     net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
-    _, features = net.with_features(x)
+    features = net.observe(x, features=True).features
     assert torch.equal(features[0], network.a(x))
     xl.EGTLoss()(net(x), torch.tensor([0, 1])).total.backward()
 
@@ -104,7 +104,7 @@ def test_changes_through_views_reach_neither_the_head_nor_the_callers_input():
     net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8), final="keep")
     x = torch.randn(2, 3, 8, 8)
     before = x.clone()
-    _, features = net.with_features(x)
+    features = net.observe(x, features=True).features
     assert torch.equal(x, before)
     torch.testing.assert_close(features[0], network.a(x + 1))
     assert torch.equal(net(x)[-1].logits, network(x.clone()))

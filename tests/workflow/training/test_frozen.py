@@ -75,7 +75,7 @@ def test_cached_relevance_of_transformers_precedes_attention():
         kept = heads.extract(net, texts, training=True)
         assert "relevance" not in heads.extract(net, texts, training=False)
     outcome = heads.observe(kept, True, relevance=True).relevance
-    torch.testing.assert_close(outcome, net.with_relevance(texts)[1])
+    torch.testing.assert_close(outcome, net.observe(texts, relevance=True).relevance)
     after = attribute(net, texts)  # at exit 0's features, after a block has mixed
     assert not torch.allclose(outcome, after, atol=0.1 * after.abs().max())
     assert not outcome.requires_grad

@@ -7,6 +7,7 @@ Their tensors have the names of ``exitlens serve``: ``inputs`` (or the network's
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,31 @@ INPUTS = "inputs"  # name of a network's one tensor
 DEFAULT_OUTPUTS = ("label", "probabilities", "exit", "confidence", "cost")
 MAPS = ("attention", "attention_shape")  # only for requests that name them
 OUTPUTS = (*DEFAULT_OUTPUTS, *MAPS)
+DATATYPES = {"float32": "FP32", "int64": "INT64"}
 
 
-def list_inputs(net: EdgeNetwork) -> dict[str, tuple[int, ...]]:
-    """Return the tensors that requests have, by name, with the shape of one sample."""
-    tensors = net.manifest["inputs"]
-    is_alone = len(tensors) == 1 and tensors[0]["dtype"].startswith("float")
-    return {INPUTS if is_alone else tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
+def describe_inputs(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Describe the tensors of requests as the protocol's metadata do, in the order of an edge bundle's manifest."""
+    given = manifest["inputs"]
+    is_alone = len(given) == 1 and given[0]["dtype"] == "float32"
+    return [_describe(INPUTS if is_alone else x["name"], DATATYPES[x["dtype"]], x["shape"]) for x in given]
+
+
+def describe_outputs(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Describe the tensors of answers; maps have the size of the largest."""
+    classes, largest = [int(manifest["num_classes"])], _find_largest(manifest)
+    label = classes if manifest.get("task") == "multilabel" else []
+    shapes = {"label": label, "probabilities": classes, "attention": largest, "attention_shape": [len(largest)]}
+    whole = ("label", "exit", "attention_shape")
+    return [_describe(name, "INT64" if name in whole else "FP32", shapes.get(name, [])) for name in OUTPUTS]
+
+
+def _describe(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": [-1, *shape]}
+
+
+def _find_largest(manifest: Mapping[str, Any]) -> list[int]:
+    return list(map(max, *(part["map_shape"] for part in manifest["segments"])))
 
 
 def answer(
@@ -47,8 +66,7 @@ def answer(
         "cost": net.cost[pred.exits].astype(np.float32),
     }
     if pred.attention is not None:
-        shapes = [part["map_shape"] for part in net.manifest["segments"]]
-        maps = np.zeros((len(pred), *(max(sizes) for sizes in zip(*shapes, strict=True))), np.float32)
+        maps = np.zeros((len(pred), *_find_largest(net.manifest)), np.float32)
         for row, map_ in zip(maps, pred.attention, strict=True):
             row[tuple(slice(size) for size in map_.shape)] = map_
         outputs |= {"attention": maps, "attention_shape": np.array([map_.shape for map_ in pred.attention], np.int64)}
@@ -60,34 +78,31 @@ def answer_requests(
 ) -> list[dict[str, Array] | ExitlensRuntimeError]:
     """Answer several requests as one batch, each with the outputs that it wants; a request with bad inputs fails alone."""
     answers: list[dict[str, Array] | ExitlensRuntimeError] = []
-    good, names = [], set[str]()
-    for request, each in zip(requests, wanted, strict=True):
+    for request in requests:
         try:
             net.check(_rename(net, request))
             answers.append({})
-            good.append(request)
-            names |= set(each or DEFAULT_OUTPUTS)
         except InputError as error:
             answers.append(error)
+    good = [i for i, each in enumerate(answers) if isinstance(each, dict)]
     if not good:
         return answers
-    counts = [len(next(iter(request.values()))) for request in good]
+    names = [set(each or DEFAULT_OUTPUTS) for each in wanted]
+    together = {name: np.concatenate([requests[i][name] for i in good]) for name in requests[good[0]]}
     try:
-        together = answer(net, {name: np.concatenate([request[name] for request in good]) for name in good[0]}, names)
+        outputs = answer(net, together, set().union(*(names[i] for i in good)))
     except ExitlensRuntimeError as error:
         return [error] * len(answers)
-    ends = np.cumsum(counts)[:-1]
-    parts = {name: iter(np.split(values, ends)) for name, values in together.items()}
-    for i, each in enumerate(wanted):
-        if isinstance(answers[i], dict):
-            rows = {name: next(values) for name, values in parts.items()}
-            answers[i] = {name: rows[name] for name in rows if name in (each or DEFAULT_OUTPUTS)}
+    end = 0
+    for i in good:
+        start, end = end, end + len(next(iter(requests[i].values())))
+        answers[i] = {name: values[start:end] for name, values in outputs.items() if name in names[i]}
     return answers
 
 
 def _rename(net: EdgeNetwork, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """Return tensors by the names in the bundle."""
-    names = list(list_inputs(net))
+    names = [tensor["name"] for tensor in describe_inputs(net.manifest)]
     if set(tensors) != set(names):
         raise InputError(f"inputs: expected tensors named {names}, got {sorted(tensors)}")
     return {inner: tensors[name] for name, inner in zip(names, net.input_names, strict=True)}

@@ -19,9 +19,8 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from exitlens_runtime.bundle import load
 from exitlens_runtime.network import EdgeNetwork
-from exitlens_runtime.servers import answer_requests, list_inputs
+from exitlens_runtime.servers import DATATYPES, answer_requests, describe_inputs
 
-DATATYPES = {"float32": "FP32", "int64": "INT64"}
 MOST = 64  # requests in a batch
 
 
@@ -36,9 +35,7 @@ class Cascade(kserve.Model):  # type: ignore[misc]  # KServe is not always there
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Describe the inputs, for the model's metadata."""
-        types = [DATATYPES[tensor["dtype"]] for tensor in self.net.manifest["inputs"]]
-        inputs = zip(list_inputs(self.net).items(), types, strict=True)
-        return [{"name": name, "datatype": datatype, "shape": [-1, *shape]} for (name, shape), datatype in inputs]
+        return describe_inputs(self.net.manifest)
 
     async def predict(self, payload: InferRequest, *_: Any, **__: Any) -> InferResponse:
         """Answer a request of the Open Inference Protocol."""
@@ -55,7 +52,7 @@ class Cascade(kserve.Model):  # type: ignore[misc]  # KServe is not always there
             raise InvalidInput(str(outputs)) from outputs
         response = []
         for name, values in outputs.items():
-            output = InferOutput(name, list(values.shape), "INT64" if values.dtype.kind == "i" else "FP32")
+            output = InferOutput(name, list(values.shape), DATATYPES[values.dtype.name])
             output.set_data_from_numpy(values, binary_data=payload.use_binary_outputs)
             response.append(output)
         return InferResponse(payload.id or str(uuid4()), self.name, response, requested_outputs=payload.request_outputs)

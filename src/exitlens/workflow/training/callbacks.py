@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
-from exitlens.errors import InputError, first_line
+from exitlens.errors import InputError, first_line, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.network import ExitNet
 from exitlens.types.settings import TrainingSettings
@@ -72,76 +72,65 @@ class TrainingCallback(Protocol):
 
 def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
     """Raise :class:`InputError` unless all are objects with the methods of a :class:`TrainingCallback`."""
-    if not isinstance(callbacks, Sequence):
-        raise InputError(f"callbacks: expected a list of callbacks, got {type(callbacks).__name__}. Fix: put it in a list.")
+    require(callbacks, Sequence, "callbacks", "put it in a list")
     for i, callback in enumerate(callbacks):
         if isinstance(callback, type) or not isinstance(callback, TrainingCallback):
-            got = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
-            fix = "pass an object" if isinstance(callback, type) else "derive its class from TrainingCallback"
             raise InputError(
-                f"callbacks[{i}]: expected an object with on_start, on_epoch and on_end, got {got}. Fix: {fix}."
+                f"callbacks[{i}]: expected an object with on_start, on_epoch and on_end, got {callback!r:.60}. "
+                "Fix: derive its class from TrainingCallback, and pass an object of it."
             )
 
 
 class CallbackCalls:
-    """Calls the callbacks of a run, in the first of its processes; an error there is the error of all."""
+    """Calls the callbacks of a run, in the first of its processes; an error there is the error of all.
+
+    A context: callbacks that were told of the start are told of an end by an error, too.
+    """
 
     def __init__(self, callbacks: Sequence[TrainingCallback], run: TrainingRun) -> None:
         self.run, self.callbacks = run, callbacks if run.ranks.is_first else ()
         self.started: list[TrainingCallback] = []
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Call ``on_end`` after the error that ended training; it gets theirs as a note.
+
+        The other processes may be lost, so nothing is shared with them.
+        """
+        if error is None:
+            return
+        history = self.run.history
+        try:
+            self._end("failed" if isinstance(error, Exception) else "interrupted", history[-1] if history else None)
+        except Exception as another:
+            error.add_note(f"callbacks: on_end raised {type(another).__name__}: {first_line(another)}")
+
     def start(self) -> None:
         """Call ``on_start`` of each."""
         run = self.run
         start = TrainingStart(run.net, run.settings, run.loss, run.out_dir, tuple(map(flatten_row, run.history)))
-
-        def call() -> None:
+        with run.ranks.together():
             for callback in self.callbacks:
                 callback.on_start(start)
                 self.started.append(callback)
 
-        run.ranks.share(call)
-
     def tell_epoch(self) -> None:
         """Call ``on_epoch`` of each with the last epoch."""
         row = flatten_row(self.run.history[-1])
-
-        def call() -> None:
+        with self.run.ranks.together():
             for callback in self.callbacks:
                 callback.on_epoch(row)
 
-        self.run.ranks.share(call)
-
     def finish(self, kept_epoch: int) -> None:
         """Call ``on_end`` of each after a whole training, which keeps the weights of this epoch (from 1)."""
-        end = TrainingEnd("finished", self.run.net, flatten_row(self.run.history[kept_epoch - 1]))
-        self.run.ranks.share(lambda: self._end(end))
+        with self.run.ranks.together():
+            self._end("finished", self.run.history[kept_epoch - 1])
 
-    def abandon(self, error: BaseException) -> None:
-        """Call ``on_end`` of each that knows of the start, after the error that ended training; it gets theirs as a note.
-
-        The other processes may be lost, so nothing is shared with them.
-        """
-        history = self.run.history
-        status: Status = "failed" if isinstance(error, Exception) else "interrupted"
-        try:
-            self._end(TrainingEnd(status, self.run.net, flatten_row(history[-1]) if history else {}))
-        except Exception as another:
-            error.add_note(f"callbacks: on_end raised {type(another).__name__}: {first_line(another)}")
-
-    def _end(self, end: TrainingEnd) -> None:
+    def _end(self, status: Status, row: dict[str, Any] | None) -> None:
+        end = TrainingEnd(status, self.run.net, flatten_row(row) if row else {})
         started, self.started = self.started, []
         with ExitStack() as stack:  # calls all of them, last in first out, whatever the others raise
             for callback in reversed(started):
                 stack.callback(callback.on_end, end)
-
-
-@contextmanager
-def open_calls(callbacks: Sequence[TrainingCallback], run: TrainingRun) -> Iterator[CallbackCalls]:
-    """Yield the calls of a run's callbacks; those that were told of the start are told of an end by an error, too."""
-    calls = CallbackCalls(callbacks, run)
-    try:
-        yield calls
-    except BaseException as error:
-        calls.abandon(error)
-        raise

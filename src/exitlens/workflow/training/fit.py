@@ -31,7 +31,7 @@ from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
 from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.training.augmentation import Augmentation
-from exitlens.workflow.training.callbacks import TrainingCallback, check_callbacks, open_calls
+from exitlens.workflow.training.callbacks import CallbackCalls, TrainingCallback, check_callbacks
 from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
@@ -179,7 +179,7 @@ def fit(  # noqa: PLR0913
             net.describe(task=check_validation(net, val))
         shown = progress and ranks.is_first
         with (
-            open_calls(callbacks, run) as calls,
+            CallbackCalls(callbacks, run) as calls,
             run.open(resume, train),
             SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
             show_progress(shown) as bar,

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.markup import escape
@@ -161,7 +161,7 @@ class CachedHeads(nn.Module):
             self.names.append(names)
         if self.needs_relevance and training:
             with torch.enable_grad(), enter_training_mode(net, True), switch_mode(net, False):
-                features[RELEVANCE] = net.with_relevance(inputs)[1]
+                features[RELEVANCE] = cast(Tensor, net.observe(inputs, relevance=True).relevance)
         return features
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
