@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from exitlens.delivery.card import CARD, MANIFEST, publish_card
@@ -159,8 +159,10 @@ def _explain(hub: Any, error: Exception, repo: str) -> str:
         return f"no name of a repository ({first_line(error)}). Fix: expected USER/NAME."
     if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
         return f"the Hub refuses that ({first_line(error)}). Fix: {_LOGIN}, with a token that has the right to it."
-    if isinstance(error, errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and no whole copy is on this disk. Fix: unset it, and fetch the bundle once."
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if hub.constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set, and no whole copy is on this disk. Fix: unset it, and fetch the bundle once."
+        error = cast(Exception, error.__context__ or error)  # why the Hub did not answer
     return (
         f"{endpoint} cannot be reached, or broke off ({first_line(error)}). Fix: check the connection and try again: "
         "files that have arrived are kept."

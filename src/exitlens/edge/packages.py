@@ -219,23 +219,28 @@ def export_package(
         ExportError: if the server cannot run the network.
         BundleError: for a missing or altered edge bundle; PolicyError: for an unknown policy.
     """
-    source, target = Path(edge).resolve(), Path(directory).resolve()
+    source, (target, place) = Path(edge).resolve(), place_package(directory, server, overwrite=overwrite)
+    files = WRITERS[server](Packed(_read_manifest(source, policy), target.name, policy))
+    with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
+        shutil.copytree(source, temporary / place)
+        for name, text in files.items():
+            write_text(temporary / name, text)
+    return target
+
+
+def place_package(directory: str | Path, server: str, *, overwrite: bool = False) -> tuple[Path, str]:
+    """Return where a package is written, and where in it the edge bundle lies; see :func:`export_package`."""
+    target, place = Path(directory).resolve(), f"1/{EDGE}" if server == "triton" else EDGE
     if server not in WRITERS:
         raise InputError(f"server: expected one of {', '.join(WRITERS)}, got {server!r}.{suggest(server, WRITERS)}")
     if not NAME.fullmatch(target.name):
         raise InputError(
             f"directory: its name is the model's, of a-z, 0-9 and - (63 at most), got {target.name!r}. Fix: rename it."
         )
-    place = f"1/{EDGE}" if server == "triton" else EDGE
-    files = WRITERS[server](Packed(_read_manifest(source, policy), target.name, policy))
     if target.exists() and not (overwrite and (target / place / MANIFEST).is_file()):
         fix = "Fix: choose another directory (overwrite=True replaces an earlier package)."
         raise OutputExistsError(f"directory: {target} exists. {fix}")
-    with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
-        shutil.copytree(source, temporary / place)
-        for name, text in files.items():
-            write_text(temporary / name, text)
-    return target
+    return target, place
 
 
 def _read_manifest(source: Path, policy: str) -> dict[str, Any]:
