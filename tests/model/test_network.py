@@ -236,7 +236,7 @@ def test_a_training_step_has_its_number_and_a_loss_of_ours(net, images):
     with pytest.raises(xl.errors.InputError, match="step: expected the step of the optimiser"):
         model.train()(images, labels)
     assert model.eval()(images, labels)[0].consistency == 0
-    with pytest.raises(xl.errors.InputError, match="loss: expected .*EGTLoss.*, got CrossEntropyLoss"):
+    with pytest.raises(xl.errors.InputError, match=r"loss: expected .*EGTLoss.*, got CrossEntropyLoss"):
         net.with_loss(torch.nn.CrossEntropyLoss(), steps=10, epochs=1)
 
 

@@ -139,8 +139,10 @@ def _read_facts(directory: Path) -> _Facts:
     values = read_json(directory / "network.json")
     info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
     refuse_segmentation(info.task, "card: it")
-    sources = [member.source for member in info.members or (info,)]
-    names = " and ".join(source or "a module whose code is not here" for source in sources)
+    members = info.members or (info,)
+    names = " and ".join(member.source or "a module whose code is not here" for member in members)
+    if info.config and info.source == "hf:":  # made by its configuration, without a directory
+        names = f"the architecture {info.config['model_type']} of transformers"
     return _Facts(
         info.modality.name,
         info.task == "multilabel",
@@ -148,7 +150,7 @@ def _read_facts(directory: Path) -> _Facts:
         info.classes,
         len(info.at) + 1,
         names if info.members else f"{names}, with early exits after {', '.join(info.at)}",
-        needs_module=not all(sources),
+        needs_module=not all(member.source for member in members),
         is_unfinished="unfinished" in manifest,
     )
 
