@@ -390,6 +390,15 @@ def test_a_model_for_another_server(several, tmp_path, call):
     assert settings["parameters"]["extra"]["policy"] == "fast"
 
 
+def test_a_place_for_a_model_is_refused_before_the_export(several, tmp_path, call, monkeypatch):
+    monkeypatch.setattr("exitlens.delivery.run_directory.load_calibrated", None)
+    (tmp_path / "net").mkdir()
+    for out, words in ((tmp_path / "net", "exists"), (tmp_path / "My net", "rename it")):
+        code, _, message = call("export", "--bundle", several, "--out", out, "--for", "triton")
+        assert code
+        assert words in message
+
+
 @pytest.fixture
 def served(monkeypatch):
     """The settings that the server was started with."""

@@ -65,6 +65,7 @@ def test_heads_of_the_users_own(tmp_path, images):
     with pytest.raises(xl.errors.BundleError, match="tensors do not fit the network"):
         xl.load(target, backbone=TinyNet())
     for heads, message in (
+        (Doubled, r"heads: expected .*Mapping.* as in \{0: MyHead\}"),
         ({3: Doubled}, "expected exits from 0 to 2, got 3"),
         ({0: lambda head: 3}, r"heads\[0\]: expected ExitHead"),
     ):
@@ -114,6 +115,7 @@ def test_damage_is_found(bundle, name, damage):
         ({"format": 2}, r"expected a bundle of format 1, got 2\. Fix: update exitlens"),
         ({"kind": None, "format": 4}, r"got one of an exitlens before formats were numbered anew\. Fix: save it again"),
         ({"kind": None}, r"got one of an exitlens before"),
+        ({"kind": None, "segments": []}, r"an edge bundle, .* Fix: exitlens_runtime.load reads it"),
     ],
 )
 def test_another_format_is_refused_with_what_to_do(bundle, changes, words):

@@ -8,6 +8,7 @@ import pytest
 import exitlens as xl
 from exitlens.delivery.card import publish_card, write_card
 from tests.conftest import random_trace
+from tests.texts import make_text_net
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
 CLASSES = ("w", "<x>", "y", "z")
@@ -43,6 +44,11 @@ def test_it_says_what_is_promised_and_what_is_not(net, certified, tmp_path):
     assert [row[0] for row in table] == ["exit", "---", "exit 0", "exit 1", "final"]
     assert table[2][3] == f"{100 * report.exits[0].share:.1f}"
     assert 'xl.load("hf://USER/NAME", backbone=module)' in rest
+
+
+def test_it_names_the_architecture_of_a_transformers_model(tmp_path):
+    card = read(xl.save(make_text_net(), None, tmp_path / "b", card=True))
+    assert "- **Network:** the architecture bert of transformers, with early exits after" in card.text
 
 
 def test_the_hub_reads_its_figures(net, certified, tmp_path):

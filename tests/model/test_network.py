@@ -207,7 +207,7 @@ def test_network_and_loss_in_one_module(net, images, target):
 
 def test_texts_and_their_loss_in_one_module():
     net, texts = make_text_net().train(), make_texts()
-    terms, _ = net.with_loss(steps=1, epochs=1)(texts, torch.zeros(len(texts["input_ids"]), dtype=torch.int64))
+    terms, _ = net.with_loss(steps=1, epochs=1)(texts, torch.zeros(len(texts["input_ids"]), dtype=torch.int64), 0)
     terms.total.backward()
     assert terms.consistency > 0
     assert all(p.grad is not None for p in net.parameters())
@@ -228,6 +228,16 @@ def test_every_parameter_has_a_gradient_at_every_step(images):
 def test_a_training_has_steps_and_epochs(net, values):
     with pytest.raises(xl.errors.InputError, match=r"(steps|epochs): expected a whole number of 1 or more"):
         net.with_loss(**values)
+
+
+def test_a_training_step_has_its_number_and_a_loss_of_ours(net, images):
+    """Without the number, maps would never be compared."""
+    model, labels = net.with_loss(steps=10, epochs=1), torch.zeros(len(images), dtype=torch.int64)
+    with pytest.raises(xl.errors.InputError, match="step: expected the step of the optimiser"):
+        model.train()(images, labels)
+    assert model.eval()(images, labels)[0].consistency == 0
+    with pytest.raises(xl.errors.InputError, match=r"loss: expected .*EGTLoss.*, got CrossEntropyLoss"):
+        net.with_loss(torch.nn.CrossEntropyLoss(), steps=10, epochs=1)
 
 
 @pytest.mark.slow

@@ -428,9 +428,10 @@ def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bo
     from exitlens.delivery.hub import fetch_bundle
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.edge.export import GOLDEN
-    from exitlens.edge.packages import export_package
+    from exitlens.edge.packages import export_package, place_package
     from exitlens.types.policies import DEFAULT
 
+    place_package(out, server, overwrite=overwrite)  # raises before the export, which takes its time
     with wait(json_, "exporting and comparing"), TemporaryDirectory() as folder:
         bundle = fetch_bundle(bundle)
         if not (bundle / GOLDEN).is_file():

@@ -296,6 +296,8 @@ def _verify_files(source: Path) -> dict[str, Any]:
     manifest = read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{source / MANIFEST}: expected checksums. Fix: copy the bundle again.")
+    if "segments" in manifest:
+        raise BundleError(f"{source}: an edge bundle, without weights for PyTorch. Fix: exitlens_runtime.load reads it.")
     if (manifest.get("kind"), manifest.get("format")) != (KIND, FORMAT):
         is_newer, form = manifest.get("kind") == KIND, manifest.get("format")
         given = str(form) if is_newer else "one of an exitlens before formats were numbered anew"
@@ -352,7 +354,7 @@ def find_bundle(path: Path, backbone: Backbone = None) -> Path:
         if not (path / SETTINGS).is_file():
             raise BundleError(
                 f"bundle: expected a bundle or a run directory, got {path}, which has no {MANIFEST} and no {SETTINGS}. "
-                "Fix: give what exitlens fit wrote."
+                "Fix: give what exitlens fit or save wrote; a repository of the Hub is hf://USER/NAME."
             )
         if not (path / BEST).is_file():
             raise BundleError(

@@ -106,6 +106,9 @@ def _read_facts(directory: Path) -> dict[str, Any]:
         return {"task": "classes", "is_edge": True, "is_unfinished": False, **manifest}
     values = read_json(directory / "network.json")
     info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
+    sources = [member.source for member in info.members or (info,)]
+    if info.config and info.source == "hf:":  # made by its configuration, without a directory
+        sources = [f"the architecture {info.config['model_type']} of transformers"]
     return {
         "modality": info.modality.name,
         "task": info.task,
@@ -113,7 +116,7 @@ def _read_facts(directory: Path) -> dict[str, Any]:
         "classes": info.classes,
         "num_exits": len(info.at) + 1,
         "at": () if info.members else info.at,
-        "sources": [member.source for member in info.members or (info,)],
+        "sources": sources,
         "cost": (),  # not in the files
         "is_edge": False,
         "is_unfinished": "unfinished" in manifest,

@@ -38,24 +38,30 @@ def export_package(
         ExportError: if the server cannot run the network.
         BundleError: for a missing or altered edge bundle; PolicyError: for an unknown policy.
     """
-    source, target = Path(edge).resolve(), Path(directory).resolve()
+    source, (target, place) = Path(edge).resolve(), place_package(directory, server, overwrite=overwrite)
+    manifest = _read_manifest(source, policy)
+    refuse_segmentation(manifest.get("task", "classes"), "edge: a package for another server")
+    files = render_package(manifest, target.name, server, policy)
+    with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
+        shutil.copytree(source, temporary / place)
+        for name, text in files.items():
+            write_text(temporary / name, text)
+    return target
+
+
+def place_package(directory: str | Path, server: str, *, overwrite: bool = False) -> tuple[Path, str]:
+    """Return where a package is written, and where in it the edge bundle lies; see :func:`export_package`."""
+    target = Path(directory).resolve()
     if server not in SERVERS:
         raise InputError(f"server: expected one of {', '.join(SERVERS)}, got {server!r}.{suggest(server, SERVERS)}")
     if not NAME.fullmatch(target.name):
         raise InputError(
             f"directory: its name is the model's, of a-z, 0-9 and - (63 at most), got {target.name!r}. Fix: rename it."
         )
-    manifest = _read_manifest(source, policy)
-    refuse_segmentation(manifest.get("task", "classes"), "edge: a package for another server")
-    files, place = render_package(manifest, target.name, server, policy), SERVERS[server]
-    if target.exists() and not (overwrite and (target / place / MANIFEST).is_file()):
+    if target.exists() and not (overwrite and (target / SERVERS[server] / MANIFEST).is_file()):
         fix = "Fix: choose another directory (overwrite=True replaces an earlier package)."
         raise OutputExistsError(f"directory: {target} exists. {fix}")
-    with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
-        shutil.copytree(source, temporary / place)
-        for name, text in files.items():
-            write_text(temporary / name, text)
-    return target
+    return target, SERVERS[server]
 
 
 def render_package(manifest: dict[str, Any], name: str, server: str, policy: str) -> dict[str, str]:

@@ -104,6 +104,7 @@ def attach(  # noqa: PLR0913
     check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement)
     require(end, str, "end", "pass the name of a module, such as 'layer2'")
+    require(heads, Mapping | None, "heads", "pass them by their exits, as in {0: MyHead}")
     if end and (final != "head" or isinstance(at, int)):
         raise InputError("end: the final head is new, and early exits are named. Fix: pass final='head' and names in at.")
     modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])

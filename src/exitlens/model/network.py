@@ -304,6 +304,7 @@ class ExitNet(nn.Module):
             steps: of the optimiser, in the whole training; the weight of consistency rises over them.
             epochs: passes over the data that these steps are; see ``spread`` of :class:`~exitlens.EGTLoss`.
         """
+        require(loss, EGTLoss | None, "loss", "call any other on the outputs of net(images)")
         check_number("steps", steps, COUNT)
         check_number("epochs", epochs, COUNT)
         return Objective(self, loss, steps, epochs)
@@ -462,11 +463,15 @@ class Objective(nn.Module):
         self.loss = net.choose_loss(loss, self.frozen)
         self.judge = replace(self.loss, weight=0.0, distill=0.0)  # in evaluation mode
 
-    def forward(self, inputs: Inputs, labels: Tensor, step: int = 0) -> tuple[LossTerms, tuple[ExitOutput, ...]]:
+    def forward(self, inputs: Inputs, labels: Tensor, step: int | None = None) -> tuple[LossTerms, tuple[ExitOutput, ...]]:
         """Return the loss of a batch at a step of the training, from 0, and the output of every exit."""
         if not self.training:
             outputs = self.net(inputs)
             return self.judge(outputs, labels), outputs
+        if step is None:
+            raise InputError(
+                "step: expected the step of the optimiser, from 0, got none. Fix: pass it, or call eval() to validate."
+            )
         loss, progress = self.loss.at(step, self.steps, self.epochs)
         # a compiled stage would take the backward pass of relevance through what must be held constant
         observe = torch.compiler.disable(self.net.observe) if loss.needs_relevance else self.net.observe

@@ -325,7 +325,7 @@ def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, fir
         f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
         f"{line}, torch.fx says {first_line(first)!r} and torch.export {first_line(second)!r}. What runs for a sample "
         "may not depend on the values in its batch, because exits route each sample alone. Fix: write the choice as "
-        f"torch.where or torch.cond{cuts}"
+        f"torch.where or torch.cond, or remove it if it is an early exit{cuts}"
     )
 
 
