@@ -48,6 +48,7 @@ def as_objects(values):
     return cells
 
 
+@pytest.mark.slow
 def test_cells_of_every_kind_give_the_answers_of_predict(bundle, folder):
     files = list_images(folder)[26:34]
     labels, exits, cost, found = expect(bundle, files)

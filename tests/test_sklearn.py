@@ -85,6 +85,7 @@ def test_the_policy_is_chosen_on_samples_that_were_not_trained_on(iris, monkeypa
     assert seen["train"].dataset[0][0].shape == (4,)
 
 
+@pytest.mark.slow
 def test_a_fit_is_repeatable_and_leaves_the_global_generator_alone(iris, model):
     before = torch.random.get_rng_state()
     again = ExitClassifier(exits=2, epochs=4, random_state=0).fit(*iris)

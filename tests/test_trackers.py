@@ -43,6 +43,7 @@ def train(tracker, data, out_dir, **options):
     return xl.fit(net, data, data, out_dir=out_dir, callbacks=[tracker], **QUICK | {"epochs": 1} | options)
 
 
+@pytest.mark.slow
 def test_examples_have_to_be_images_that_the_network_takes(tiny_set, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
     series = xl.attach(Convolutional(), ["first"], 3, torch.zeros(1, 2, 16))

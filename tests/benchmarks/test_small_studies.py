@@ -372,6 +372,7 @@ def test_plans_are_judged_by_their_ratio_to_brute_force():
     assert early + 0.1 < final
 
 
+@pytest.mark.slow
 def test_every_rule_routes_between_its_cheapest_and_its_dearest_exits():
     known, trace = random_trace(600, c=5), random_trace(500, c=5, seed=1)
     features = torch.rand(600, 2, 3, generator=torch.Generator().manual_seed(0))

@@ -42,6 +42,7 @@ def policy(net, images):
     return xl.Policy((scores[len(scores) // 2], 0.9))
 
 
+@pytest.mark.slow
 def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
     files = [tmp_path / f"{i:02}.png" for i in range(len(images))]
     lines = explain_folder(net, policy, images.split(7), lambda i: str(files[i]), tmp_path / "out")

@@ -178,6 +178,7 @@ thresholds = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9, 2.0, math.inf])
     n=st.integers(1, 9),
 )
 @settings(deadline=None, max_examples=40)
+@pytest.mark.slow
 def test_answers_are_those_of_predict(cascades, first, second, score, hot, n):
     net, paths = cascades
     images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))

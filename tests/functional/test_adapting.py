@@ -25,6 +25,7 @@ from exitlens.functional.routing import find_first_firing
 
 @pytest.mark.parametrize("sizes", [(1.0,), (0.3,), (0.05, 1.0)])
 @pytest.mark.parametrize("chances", [(0.1,), (0.05, 0.4)])
+@pytest.mark.slow
 def test_losses_that_nobody_audited_stay_within_the_bound_at_every_moment(sizes, chances):
     """By brute force: chances may differ, and losses have any size."""
     delta, bet, rng = 0.1, 0.025, np.random.default_rng(0)

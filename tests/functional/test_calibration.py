@@ -46,6 +46,7 @@ def test_a_certificate_names_promises_and_evidence():
     assert xl.Policy.from_dict(policy.to_dict()) == policy
 
 
+@pytest.mark.slow
 def test_test_samples_decide_only_where_the_path_ends():
     """Other labels in the part that tests: the same path, another end."""
     trace = good_trace()
@@ -114,6 +115,7 @@ def test_a_refusal_says_why_and_how_many_samples_it_takes():
     assert hopeless.calibration.certification.reason
 
 
+@pytest.mark.slow
 def test_refusals_give_true_reasons():
     alone = xl.Trace(torch.rand(200, 1, 3), None, torch.zeros(200, 1), torch.tensor([1.0]))
     refused = xl.calibrate(alone, max_disagreement=0.1, delta=0.1).calibration.certification

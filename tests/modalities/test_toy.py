@@ -90,6 +90,7 @@ def test_the_network_takes_spectra():
         net.walk(torch.zeros(4, 2, LENGTH, dtype=torch.int64))
 
 
+@pytest.mark.slow
 def test_every_verb(tmp_path):
     net, train, test = attach(), Spectra(192, 1), Spectra(96, 2)
     xl.fit(net, train, test, epochs=4, batch_size=32, learning_rate=1e-2, amp=False, progress=False)

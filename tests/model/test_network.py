@@ -205,6 +205,7 @@ def test_network_and_loss_in_one_module(net, images, target):
     torch.testing.assert_close(outputs, net(images))
 
 
+@pytest.mark.slow
 def test_texts_and_their_loss_in_one_module():
     net, texts = make_text_net().train(), make_texts()
     terms, _ = net.with_loss(steps=1, epochs=1)(texts, torch.zeros(len(texts["input_ids"]), dtype=torch.int64), 0)

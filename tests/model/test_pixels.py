@@ -115,6 +115,7 @@ def test_heads_of_coarse_features_read_finer_ones():
     assert [net.head(k).lateral is not None for k in range(4)] == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_heads_together_cost_a_few_per_cent_of_a_usual_network():
     net = xl.attach("small", 3, 11, torch.zeros(1, 3, 32, 32), task="segmentation")
     assert 0.01 < net.head_share < 0.05

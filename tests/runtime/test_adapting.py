@@ -69,6 +69,7 @@ def test_thresholds_cost_about_as_little_as_the_librarys():
     assert judge(choose_thresholds(scores, np.zeros_like(losses), cost, 0.0, same))[0] == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_the_promise_holds_where_every_early_answer_is_another_one(runtime, monkeypatch):
     monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
     monkeypatch.setattr(adapting, "LEAST", 10**9)

@@ -104,6 +104,7 @@ def test_policies_that_do_not_fit(edge, values, message):
         er.load(edge, policy=values)
 
 
+@pytest.mark.slow
 def test_policies_from_files_and_values(edge, runtime, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(OTHER))
     assert er.load(edge, policy=tmp_path / "p.json").policy.thresholds == (0.0, 0.0)

@@ -28,6 +28,7 @@ HOUSE = {
 }
 
 
+@pytest.mark.slow
 def test_the_committed_map_is_of_the_imports(tmp_path):
     shutil.copy(FOLDER / PAGE, tmp_path)
     architecture.write(tmp_path)

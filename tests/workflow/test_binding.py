@@ -148,6 +148,7 @@ def test_only_swapped_samples_are_in_the_mean():
     assert xl.route(part, xl.Policy((0.0, 0.0))).equal(exits)
 
 
+@pytest.mark.slow
 def test_the_certificate_counts_pairs():
     trace = add_swaps(random_trace(2000), early=0.1, final=0.2)
     policy = xl.calibrate(trace, max_cue_drop=0.05, max_accuracy_drop=0.05, delta=0.1)

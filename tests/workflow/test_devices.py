@@ -44,9 +44,13 @@ def test_tensors_of_two_devices_do_not_mix():
 @pytest.mark.parametrize(
     ("verb", "make"),
     [
-        *((verb, make_tiny) for verb in (collect, certify, measure)),
-        *((verb, lambda: make_tiny(has_masks=False)) for verb in (collect, find)),
-        *(pytest.param(find, make, marks=pytest.mark.slow) for make in (make_tiny, lambda: make_pictures("corner"))),
+        *((verb, make_tiny) for verb in (collect, certify)),
+        pytest.param(measure, make_tiny, marks=pytest.mark.slow),
+        (collect, lambda: make_tiny(has_masks=False)),
+        *(
+            pytest.param(find, make, marks=pytest.mark.slow)
+            for make in (make_tiny, lambda: make_tiny(has_masks=False), lambda: make_pictures("corner"))
+        ),
         (find, lambda: make_reviews("cue")),
     ],
 )

@@ -158,6 +158,7 @@ def test_bad_arguments_are_refused(net, tiny_set, values, name):
         xl.measure_faithfulness(**given)
 
 
+@pytest.mark.slow
 def test_relevance_and_evidence_are_judged_as_attention_is(one_cell):
     """The bright cell speaks for the answer, the dark ones against it: attention is on those, the others find the cell."""
     net, data = make_bright_cell(-0.1, 6.0)

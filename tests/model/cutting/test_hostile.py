@@ -276,6 +276,7 @@ def test_the_layout_counts_where_exits_are_placed():
     assert attach(network, 2, example=ids, layout="tokens").info.at[-1] == "layers.1"
 
 
+@pytest.mark.slow
 def test_infinite_logits_are_equal_to_themselves_and_may_come_in_a_dataclass():
     off, answer = torch.tensor([False, True, False, False, False]), make_dataclass("Answer", ["logits"])
     network = make(lambda n, x: answer(Base.forward(n, x).masked_fill(n.off, -torch.inf)), off=off)

@@ -39,9 +39,8 @@ def open_audits(adaptive, count, chance=0.1):
     return adaptive.decide(every, torch.full((count,), chance, dtype=torch.float64), every)
 
 
-@pytest.mark.parametrize(
-    ("doubtful", "count"), [(0.2, 20), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.2, 40), (0.0, 300)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("doubtful", "count"), [(0.2, 20), (0.2, 40), (0.0, 300)])
 def test_the_promise_holds_at_every_moment_where_every_early_answer_is_another_one(monkeypatch, doubtful, count):
     """The worst that data can do, without alarms."""
     monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
@@ -175,6 +174,7 @@ def stream(parts, seed=0):
     return xl.Trace(logits, None, torch.zeros(count, 3), COST)
 
 
+@pytest.mark.slow
 def test_a_stream_that_changes_keeps_the_limit_where_a_fixed_policy_breaks_it():
     trace = stream([(15_000, 0.55), (10_000, 0.8), (15_000, 0.55)])
     policy = xl.calibrate(stream([(2000, 0.55)], seed=1), max_disagreement=0.03, temperature_scaling=False)

@@ -59,8 +59,9 @@ def play(adaptive, calls, micro_batch=0):
     return most
 
 
-@pytest.mark.parametrize("micro_batch", [*(pytest.param(size, marks=pytest.mark.slow) for size in (0, 16)), 512])
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [0, 16, 512])
+@pytest.mark.parametrize("seed", range(3))
 def test_streams_made_to_break_the_promise_do_not(seed, micro_batch):
     """Samples that are kept at one exit must not leave unobserved at the next; and alarms and stops in between."""
     options = {"limit": 0.05, "warm_up": 4000, "audit": 0.08, "seed": seed}

@@ -324,6 +324,7 @@ def are_equal(a, b) -> bool:
 class TestRoundTrip:
     @settings(max_examples=50)
     @given(st.data(), st.booleans(), st.booleans())
+    @pytest.mark.slow
     def test_what_is_written_is_read(self, data, as_binary, is_nested):
         """A response becomes a request by renaming its list."""
         datatype, array = data.draw(arrays(as_binary))

@@ -219,6 +219,7 @@ def test_a_guide_stays_as_it_was(images):
     assert not any(p.requires_grad for p in guide.net.parameters())
 
 
+@pytest.mark.slow
 def test_a_guide_is_trained_for_a_third_of_the_epochs_and_resumed(tiny_set, tmp_path, monkeypatch, capsys):
     options = QUICK | {"epochs": 4, "rely_on": "map"}
     whole, stopped, resumed = fresh(), fresh(), fresh()
@@ -250,6 +251,7 @@ def test_a_guide_is_trained_for_a_third_of_the_epochs_and_resumed(tiny_set, tmp_
         xl.fit(fresh(), tiny_set, tiny_set, **part)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_leaves_its_directory_for_a_corrected_call(tiny_set, tmp_path):
     """The run's record is there while its guide is trained; an error before its own first epoch removes both."""
     options = QUICK | {"rely_on": "map", "out_dir": tmp_path / "run"}
