@@ -62,7 +62,8 @@ def test_tensors_are_described_as_they_are(runtime, images):
 def test_maps_of_a_single_exit_are_described_too(runtime):
     manifest = {**runtime.manifest, "segments": runtime.manifest["segments"][-1:]}
     shapes = {tensor["name"]: tensor["shape"] for tensor in describe_outputs(manifest)}
-    assert shapes["attention"] == [-1, *manifest["segments"][0]["map_shape"]] and shapes["attention_shape"] == [-1, 2]
+    assert shapes["attention"] == [-1, *manifest["segments"][0]["map_shape"]]
+    assert shapes["attention_shape"] == [-1, 2]
 
 
 def test_outputs_and_inputs_are_known_by_name(runtime, images):
