@@ -115,7 +115,7 @@ def predict(
             task = bar.add_task("predicting", total=len(before) + samples.total, completed=len(before))
             answers = xl.predict_stream(net, samples, adaptive or policy)
             if masks is not None:
-                answers = write_masks(answers, samples, Path(data), masks, resume=resume)
+                answers = write_masks(answers, samples, Path(data), masks, before=(row.file for row in before))
             for batch in name_rows(net, answers, samples, watch):
                 if file is not None:
                     file.append(batch)
