@@ -18,6 +18,7 @@ from exitlens.errors import InputError, import_extra
 from exitlens.io import write_text
 from exitlens.model.heads import require_maps
 from exitlens.types import Policy
+from exitlens.types.tasks import USUAL_SCORES
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.training.callbacks import Row, Status, TrainingCallback, TrainingEnd, TrainingStart
 
@@ -68,8 +69,8 @@ class _Tracker(TrainingCallback):
             if end.status == "finished":
                 maps = None
                 if self.examples is not None:  # a row for each image: the image, and every exit's attention over it
-                    inputs, policy = self.examples.to(end.net.device), Policy.never(end.net.num_exits)
-                    maps = draw_contact_sheet({"": explain_batch(end.net, inputs, policy)})
+                    policy = Policy.never(end.net.num_exits, score=USUAL_SCORES[end.net.info.task])
+                    maps = draw_contact_sheet({"": explain_batch(end.net, self.examples.to(end.net.device), policy)})
                 with TemporaryDirectory() as folder:
                     bundle = save(end.net, None, Path(folder, "bundle")) if self.bundle else None
                     self._finish(int(end.metrics["epoch"]), maps, bundle)

@@ -121,9 +121,9 @@ def test_the_cascade_in_one_file(edge, tmp_path, kind):
         export.write_checked_cascade(session, NET, policy, parts)
     for count in (1, 20):
         expected = xl.predict(NET, IMAGES[:count], policy, attention=True)
-        found = answer(open_file(session), IMAGES[:count], policy)
-        check_answers(found, expected)
-        assert "probabilities" not in found
+        outputs = answer(open_file(session), IMAGES[:count], policy)
+        check_answers(outputs, expected)
+        assert "probabilities" not in outputs
 
 
 @pytest.mark.parametrize("kind", [pytest.param("edge", marks=pytest.mark.slow), "library"])

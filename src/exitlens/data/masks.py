@@ -126,7 +126,7 @@ class Outlines(Truth):
                 self._shapes[places[entry["image_id"]]].append({**entry, "label": IGNORE if entry.get("iscrowd") else label})
         except (LookupError, TypeError, ValueError) as error:
             problem = f"expected COCO's images, annotations and categories ({type(error).__name__}: {error})"
-            raise DataError(f"data: {path}: {problem}. Fix: check its ids, and its categories: {', '.join(classes)}") from error
+            raise DataError(f"data: {path}: {problem}. Fix: check ids and categories ({', '.join(classes)})") from error
 
     def name(self, image: str) -> str:
         """Return where the classes of an image stand."""
