@@ -147,6 +147,11 @@ def answer_with(model, images, **terms):
     return ticket
 
 
+def test_a_server_takes_images_of_the_size_of_its_answers():
+    with pytest.raises(xl.errors.InputError, match="24"):
+        make_model().check_tensors(torch.zeros(1, 3, 24, 24))
+
+
 def test_requests_with_terms_of_their_own():
     ticket = answer_with(make_model(), IMAGES, last_exit=0, deadline=1e9)
     assert set(ticket.exits.tolist()) == {0}
