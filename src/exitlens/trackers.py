@@ -51,7 +51,8 @@ class _Tracker(TrainingCallback):
         if self.examples is not None:
             if net.input_spec.modality.name != "image":
                 raise InputError(
-                    f"examples: maps are drawn over images, this network takes {net.input_spec.modality.plural}"
+                    f"examples: maps are drawn over images, this network takes {net.input_spec.modality.plural}. "
+                    "Fix: leave it out."
                 )
             require_maps(net.heads, "a tracker with examples=")
             net.check_input(self.examples.to(net.device), "examples")
