@@ -373,14 +373,15 @@ def test_no_mask_takes_the_place_of_another(tmp_path):
         write_all(data, names[2:], out)
     (out / "b.png").write_bytes(b"cut off")
     write_all(data, names[2:], out, before=tuple(names[:1]))
-    assert Image.open(out / "b.png").size == (6, 5)
+    with Image.open(out / "b.png") as mask:
+        assert mask.size == (6, 5)
 
 
 def test_masks_do_not_lie_among_the_images(tmp_path):
     Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     for out in (tmp_path, tmp_path / "masks"):
-        with pytest.raises(xl.errors.InputError, match="out: .* lies in the folder of the images"):
+        with pytest.raises(xl.errors.InputError, match=r"out: .* lies in the folder of the images"):
             write_all(tmp_path, [str(tmp_path / "a.png")], out, before=("x.png",))
     assert (tmp_path / "a.png").read_bytes() == content
 

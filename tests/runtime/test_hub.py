@@ -84,7 +84,7 @@ def test_the_copy_on_disk_is_used_whatever_breaks_the_connection(pushed, fetcher
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     with pytest.warns(UserWarning, match=r"the Hub cannot be reached \(the proxy wants a password\): the copy of commit"):
         assert module.fetch_bundle("hf://user/edge") == older
-    with pytest.raises(errors.HubError, match="hf://user/none: the proxy wants a password. Fix: "):
+    with pytest.raises(errors.HubError, match=r"hf://user/none: the proxy wants a password\. Fix: "):
         module.fetch_bundle("hf://user/none")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from exitlens.delivery.card import CARD, MANIFEST, publish_card
