@@ -299,7 +299,9 @@ class TestOutlines:
     def test_an_image_that_is_not_listed(self, coco):
         root, _ = coco
         Image.new("RGB", (12, 10)).save(root / "images" / "2.png")
-        with pytest.raises(xl.errors.DataError, match=r"annotations\.json: 2\.png: this image is not listed there"):
+        with pytest.raises(
+            xl.errors.DataError, match=r"annotations\.json: 2\.png: this image is not listed there; .* 0\.png"
+        ):
             xl.data.load_masks(root, SMALL)[2]
 
 

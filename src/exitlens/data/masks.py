@@ -135,7 +135,8 @@ class Outlines(Truth):
     def draw(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """Return the classes of an image's pixels, as :meth:`Truth.draw` says."""
         if image not in self._sizes:
-            raise DataError(f"{self.name(image)}: this image is not listed there")
+            listed = next(iter(self._sizes), "none")
+            raise DataError(f"{self.name(image)}: this image is not listed there; the first that is: {listed}")
         if self._sizes[image] != size:
             raise DataError(
                 f"{self.name(image)}: expected {size[0]}x{size[1]} pixels, as the image has, got {self._sizes[image]}"
