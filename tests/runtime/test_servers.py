@@ -59,6 +59,12 @@ def test_tensors_are_described_as_they_are(runtime, images):
     assert (shapes["label"], shapes["attention"], shapes["attention_shape"]) == ([3], [8], [1])
 
 
+def test_maps_of_a_single_exit_are_described_too(runtime):
+    manifest = {**runtime.manifest, "segments": runtime.manifest["segments"][-1:]}
+    shapes = {tensor["name"]: tensor["shape"] for tensor in describe_outputs(manifest)}
+    assert shapes["attention"] == [-1, *manifest["segments"][0]["map_shape"]] and shapes["attention_shape"] == [-1, 2]
+
+
 def test_outputs_and_inputs_are_known_by_name(runtime, images):
     with pytest.raises(er.InputError, match=r"label, probabilities, exit, .* got depth"):
         answer(runtime, {"inputs": images.numpy()}, ["depth"])

@@ -43,7 +43,7 @@ def _describe(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
 
 
 def _find_largest(manifest: Mapping[str, Any]) -> list[int]:
-    return list(map(max, *(part["map_shape"] for part in manifest["segments"])))
+    return [max(sizes) for sizes in zip(*(part["map_shape"] for part in manifest["segments"]), strict=True)]
 
 
 def answer(
