@@ -1,6 +1,7 @@
 import re
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import pytest
 import torch
 from PIL import Image
@@ -107,3 +108,5 @@ def test_classes_have_colours_of_their_own():
     colours = [pick_class_colour(label) for label in range(40)]
     assert len(set(colours)) == 40
     assert all(0 <= value <= 255 for colour in colours for value in colour)
+    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=["red"])}):  # a user's own style
+        assert [pick_class_colour(label) for label in range(40)] == colours

@@ -9,9 +9,16 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.trackers import MLflowTracker, TensorBoardTracker, TrainingStart, WandbTracker, list_parameters
+from exitlens.trackers import (
+    MLflowTracker,
+    TensorBoardTracker,
+    TrainingEnd,
+    TrainingStart,
+    WandbTracker,
+    list_parameters,
+)
 from exitlens.types.settings import TrainingSettings
-from tests.conftest import make_net
+from tests.conftest import make_net, make_unet
 from tests.kinds import Convolutional
 from tests.workflow.training.networks import QUICK, raise_at
 
@@ -66,6 +73,17 @@ def read_events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return EventAccumulator(str(folder), {"images": 0, "scalars": 0}).Reload()
+
+
+@pytest.mark.parametrize("task", ["segmentation", "multilabel"])
+def test_examples_are_drawn_whatever_the_network_answers(tmp_path, task):
+    pytest.importorskip("tensorboard")
+    net = make_unet() if task == "segmentation" else make_net()
+    net.describe(task=task, preprocess=xl.data.Preprocess((16, 16)))
+    tracker = TensorBoardTracker(tmp_path, examples=torch.zeros(2, 3, 16, 16))
+    tracker.on_start(TrainingStart(net, TrainingSettings(), xl.EGTLoss(), None, ()))
+    tracker.on_end(TrainingEnd("finished", net, {"epoch": 1.0}))
+    assert [each.step for each in read_events(tmp_path).Images("attention")] == [1]
 
 
 @pytest.mark.slow

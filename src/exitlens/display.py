@@ -17,9 +17,12 @@ COLOURS = "inferno"  # perceptually uniform, legible in grey and to colour-blind
 # Colours of exits: Okabe and Ito's (darker or lighter where they are faint on white or black) and three more, in turn.
 EARLY = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6", "#A0522D", "#7A8B00", "#00868B")
 FINAL = "#767676"
-# of classes of pixels: a dark one for the first, which is often the background, then matplotlib's without grey
-CLASS_COLOURS = ("#202050", *(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)), "gold")
-GOLDEN = 0.618034  # of a circle: so far apart are the hues of further classes
+# Colours of classes of pixels: a dark one for the first, which is often the background, then Tableau's without grey.
+CLASS_COLOURS = (
+    "#202050", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive",
+    "tab:cyan", "gold",
+)  # fmt: skip
+GOLDEN = 0.618034  # share of the circle between the hues of further classes
 SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
 DARK = 0.93  # shades from which white stands out better than black: either has a contrast of 4.5 or more
 QUOTES = {'"': "&quot;"}

@@ -18,6 +18,7 @@ from exitlens.errors import InputError, import_extra
 from exitlens.io import write_text
 from exitlens.model.heads import require_maps
 from exitlens.types import Policy
+from exitlens.types.tasks import USUAL_SCORES
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.training.callbacks import Row, Status, TrainingCallback, TrainingEnd, TrainingStart
 
@@ -50,7 +51,8 @@ class _Tracker(TrainingCallback):
         if self.examples is not None:
             if net.input_spec.modality.name != "image":
                 raise InputError(
-                    f"examples: maps are drawn over images, this network takes {net.input_spec.modality.plural}"
+                    f"examples: maps are drawn over images, this network takes {net.input_spec.modality.plural}. "
+                    "Fix: leave it out."
                 )
             require_maps(net.heads, "a tracker with examples=")
             net.check_input(self.examples.to(net.device), "examples")
@@ -68,8 +70,8 @@ class _Tracker(TrainingCallback):
             if end.status == "finished":
                 maps = None
                 if self.examples is not None:  # a row for each image: the image, and every exit's attention over it
-                    inputs, policy = self.examples.to(end.net.device), Policy.never(end.net.num_exits)
-                    maps = draw_contact_sheet({"": explain_batch(end.net, inputs, policy)})
+                    policy = Policy.never(end.net.num_exits, score=USUAL_SCORES[end.net.info.task])
+                    maps = draw_contact_sheet({"": explain_batch(end.net, self.examples.to(end.net.device), policy)})
                 with TemporaryDirectory() as folder:
                     bundle = save(end.net, None, Path(folder, "bundle")) if self.bundle else None
                     self._finish(int(end.metrics["epoch"]), maps, bundle)

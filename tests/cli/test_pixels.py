@@ -128,8 +128,11 @@ def test_what_is_bad_is_told_before_training(call, folder, tmp_path):
     assert "masks/01.png: cannot be read as a mask" in error
 
 
-def test_what_does_not_go_together(call, bundle, folder, tmp_path):
+def test_what_does_not_go_together(call, bundle, folder, tmp_path, monkeypatch):
     error = call.error("fit", "--data", folder, "--task", "classes", "--out", tmp_path / "run")
     assert "has one class for each pixel. Fix: give class folders" in error
     assert "expected NAME=SHARE" in call("calibrate", "--bundle", bundle, "--max-missed-area", "red:1")[2]
     assert "comparison with rivals is not there yet" in call.error("compare", bundle)
+    monkeypatch.setattr(xl, "export", None)  # it is said before
+    error = call.error("export", "--bundle", bundle, "--for", "triton", "--out", tmp_path / "net")
+    assert "bundle: a package for another server is not there yet" in error

@@ -11,7 +11,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
 from exitlens.data.formats import find_format
-from exitlens.data.masks import list_unmasked, read_classes
+from exitlens.data.masks import choose_classes, list_unmasked, read_classes
 from exitlens.data.sources import open_source
 from tests.conftest import make_pixel_set, write_pixel_folder
 from tests.data.conftest import PREPROCESS, SMALL
@@ -98,7 +98,7 @@ def spoil(path, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("missing", r"masks/02\.png: there is no such mask for images/02\.png"),
+        ("missing", r"masks/02\.png: there is no such mask for images/02\.png \(of \.png, "),
         ("size", r"masks/02\.png: expected the 16x16 pixels of its image, got 16x9"),
         ("index", r"masks/02\.png: expected indices in \[0, 4\), or 255 where a pixel has no class, got 4 among them"),
         ("colours", r"masks/02\.png: expected a mask of class indices, grey or with a palette, got colours \(RGB\)"),
@@ -121,6 +121,29 @@ def test_a_bad_image_is_named_before_its_mask(folder):
     (folder / "images" / "02.png").write_bytes(b"no picture")
     with pytest.raises(xl.errors.DataError, match=r"images/02\.png: cannot be read as an image"):
         xl.data.load_masks(folder, PREPROCESS)[2]
+
+
+def test_two_files_of_one_name_are_refused(folder):
+    for part in ("images", "masks"):
+        other = folder / part / "03.bmp"
+        Image.new("L", (16, 16)).save(other)
+        with pytest.raises(xl.errors.DataError, match=rf"{part} has 03\.bmp and 03\.png, and .* Fix: rename"):
+            xl.data.load_masks(folder, PREPROCESS)
+        other.unlink()
+
+
+def test_masks_of_a_network_have_its_classes(folder, data):
+    assert choose_classes(folder, data.classes) == choose_classes(folder, ()) == data.classes
+    with pytest.raises(xl.errors.DataError, match=r"its masks have the classes none, bright, red, blue, the network blue, "):
+        open_source(str(folder), size=16).load("train", classes=data.classes[::-1])
+    (folder / "classes.txt").unlink()
+    assert choose_classes(folder, data.classes) == data.classes
+
+
+def test_named_columns_of_metadata_win(folder):
+    (folder / "metadata.csv").write_text("file_name,kind\nimages/00.png,a\n")
+    assert find_format(str(folder)) == "masks"
+    assert find_format(str(folder), columns="label=kind") == "imagefolder"
 
 
 def test_white_is_no_class(folder):
@@ -212,6 +235,8 @@ def test_masks_are_not_predicted_on(folder):
     names = ["images/a.png", "masks/a.png", "masks.png"]
     assert list_unmasked(folder, names) == ["images/a.png", "masks.png"]
     assert list_unmasked(folder / "images", names) == names
+    with pytest.raises(xl.errors.DataError, match=r"has masks and no images\. Fix: "):
+        list_unmasked(folder, names[1:2])
 
 
 class TestOutlines:
@@ -274,7 +299,9 @@ class TestOutlines:
     def test_an_image_that_is_not_listed(self, coco):
         root, _ = coco
         Image.new("RGB", (12, 10)).save(root / "images" / "2.png")
-        with pytest.raises(xl.errors.DataError, match=r"annotations\.json: 2\.png: this image is not listed there"):
+        with pytest.raises(
+            xl.errors.DataError, match=r"annotations\.json: 2\.png: this image is not listed there; .* 0\.png"
+        ):
             xl.data.load_masks(root, SMALL)[2]
 
 

@@ -151,7 +151,7 @@ def test_refusals_say_what_to_do(pushed, written, monkeypatch):
         xl.push_to_hub(written, "user/name")
     pushed.private.clear()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(HubError, match=r"hf://user/name: .* Fix: .* check the connection"):
+    with pytest.raises(HubError, match=r"hf://user/name: .*refused.* Fix: .* check the connection"):
         load()
     with pytest.raises(HubError, match=r"hf://user/a\.\.b: .*user/a\.\.b.* Fix: .* check name"):
         load("hf://user/a..b")

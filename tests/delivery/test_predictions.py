@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import exitlens as xl
 from exitlens.delivery import predictions
-from exitlens.delivery.predictions import PredictionFile, Row, name_rows, read_parquet, start_watch
+from exitlens.delivery.predictions import PredictionFile, Row, name_rows, place_mask, read_parquet, start_watch, write_masks
 from tests.conftest import random_trace
 
 MADE_BY = {"network": "abc", "policy": {"thresholds": [0.5, "never"]}}
@@ -349,3 +350,45 @@ def test_a_calibration_that_counted_groups_needs_them(policy):
     counted = replace(policy, calibration=replace(policy.calibration, groups=200))
     with pytest.raises(xl.errors.InputError, match=r"monitor: the calibration counted groups\. Fix: say by --group-by"):
         start_watch(counted, True, "")
+
+
+def write_all(data: Path, files: list[str], out: Path, before: tuple[str, ...] = ()) -> None:
+    """Masks of the class 1 for these samples, all in one batch."""
+    count = len(files)
+    pred = xl.Prediction(torch.ones(count, 4, 4), torch.zeros(count), torch.ones(count), torch.zeros(count, 2, 4, 4))
+    list(write_masks([pred], SimpleNamespace(files=files), data, out, before=before))
+
+
+def test_no_mask_takes_the_place_of_another(tmp_path):
+    data, out = tmp_path / "in", tmp_path / "out"
+    data.mkdir()
+    names = [str(data / name) for name in ("a.jpg", "a.png", "b.png")]
+    for name in names:
+        Image.new("RGB", (6, 5)).save(name)
+    for before, files in (((), names[:2]), (tuple(names[:1]), names[1:2])):
+        with pytest.raises(xl.errors.OutputError, match=r"a\.png would be the mask of .*a\.jpg and of .*a\.png\. Fix:"):
+            write_all(data, files, out, before)
+    write_all(data, names[2:], out)
+    with pytest.raises(xl.errors.OutputExistsError, match=r"b\.png exists"):
+        write_all(data, names[2:], out)
+    (out / "b.png").write_bytes(b"cut off")
+    write_all(data, names[2:], out, before=tuple(names[:1]))
+    with Image.open(out / "b.png") as mask:
+        assert mask.size == (6, 5)
+
+
+def test_masks_do_not_lie_among_the_images(tmp_path):
+    Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for out in (tmp_path, tmp_path / "masks"):
+        with pytest.raises(xl.errors.InputError, match=r"out: .* lies in the folder of the images"):
+            write_all(tmp_path, [str(tmp_path / "a.png")], out, before=("x.png",))
+    assert (tmp_path / "a.png").read_bytes() == content
+
+
+def test_names_of_samples_do_not_leave_the_folder_of_masks(tmp_path):
+    out = tmp_path / "out"
+    names = {"s.tar/x/y.jpg": "s.tar/x/y.jpg.png", "s.tar/../../../y.jpg": "y.jpg.png", "t.parquet:3": "t.parquet-3.png"}
+    for name, mask in names.items():
+        assert place_mask(str(tmp_path / name), tmp_path, out) == out / mask
+    assert place_mask("/etc/y.jpg", tmp_path, out) == out / "y.jpg.png"

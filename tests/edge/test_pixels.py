@@ -121,9 +121,9 @@ def test_the_cascade_in_one_file(edge, tmp_path, kind):
         export.write_checked_cascade(session, NET, policy, parts)
     for count in (1, 20):
         expected = xl.predict(NET, IMAGES[:count], policy, attention=True)
-        found = answer(open_file(session), IMAGES[:count], policy)
-        check_answers(found, expected)
-        assert "probabilities" not in found
+        outputs = answer(open_file(session), IMAGES[:count], policy)
+        check_answers(outputs, expected)
+        assert "probabilities" not in outputs
 
 
 @pytest.mark.parametrize("kind", [pytest.param("edge", marks=pytest.mark.slow), "library"])
@@ -145,6 +145,11 @@ def answer_with(model, images, **terms):
     ticket = Ticket(model.check_tensors(images), Terms(**terms), model)
     run(model, [ticket])
     return ticket
+
+
+def test_a_server_takes_images_of_the_size_of_its_answers():
+    with pytest.raises(xl.errors.InputError, match="24"):
+        make_model().check_tensors(torch.zeros(1, 3, 24, 24))
 
 
 def test_requests_with_terms_of_their_own():

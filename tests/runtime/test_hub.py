@@ -74,6 +74,20 @@ def test_an_interrupted_download_loses_nothing(pushed, fetcher, monkeypatch):
     assert module.fetch_bundle("hf://user/edge").name == newer
 
 
+def test_the_copy_on_disk_is_used_whatever_breaks_the_connection(pushed, fetcher, monkeypatch):
+    module, errors = fetcher
+    older = module.fetch_bundle("hf://user/edge")
+
+    def refuse(*_, **__):
+        raise OSError("the proxy wants a password")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.warns(UserWarning, match=r"the Hub cannot be reached \(the proxy wants a password\): the copy of commit"):
+        assert module.fetch_bundle("hf://user/edge") == older
+    with pytest.raises(errors.HubError, match=r"hf://user/none: the proxy wants a password\. Fix: "):
+        module.fetch_bundle("hf://user/none")
+
+
 def test_refusals_say_what_to_do(pushed, fetcher, tmp_path, monkeypatch):
     module, errors = fetcher
     assert module.fetch_bundle(tmp_path) == tmp_path

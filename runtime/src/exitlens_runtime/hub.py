@@ -58,7 +58,10 @@ def _fetch(hub: Any, repo: str, revision: str | None) -> Path:
         response = getattr(error, "response", None)
         if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
             raise  # a wrong name, or the Hub refuses
-        folder = Path(fetch(revision=revision))  # which gives the copy on this disk, or says why there is none
+        try:
+            folder = Path(fetch(revision=revision, local_files_only=True))
+        except Exception:
+            raise error from None  # it says more than that there is no whole copy on this disk
         if not hub.constants.HF_HUB_OFFLINE:
             words = f"cannot be reached ({_join(error)}): the copy of commit {folder.name[:12]} is used."
             fix = "Fix: set HF_HUB_OFFLINE=1 if that is what you want."

@@ -115,7 +115,7 @@ def predict(
             task = bar.add_task("predicting", total=len(before) + samples.total, completed=len(before))
             answers = xl.predict_stream(net, samples, adaptive or policy)
             if masks is not None:
-                answers = write_masks(answers, samples, Path(data), masks, resume=resume)
+                answers = write_masks(answers, samples, Path(data), masks, before=(row.file for row in before))
             for batch in name_rows(net, answers, samples, watch):
                 if file is not None:
                     file.append(batch)
@@ -430,12 +430,14 @@ def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bo
     from exitlens.edge.export import GOLDEN
     from exitlens.edge.packages import export_package, place_package
     from exitlens.types.policies import DEFAULT
+    from exitlens.types.tasks import refuse_segmentation
 
     place_package(out, server, overwrite=overwrite)  # raises before the export, which takes its time
     with wait(json_, "exporting and comparing"), TemporaryDirectory() as folder:
         bundle = fetch_bundle(bundle)
         if not (bundle / GOLDEN).is_file():
             (net, chosen), named = load_calibrated(bundle, policy), xl.load_policies(bundle)
+            refuse_segmentation(net.info.task, "bundle: a package for another server")
             named.pop(DEFAULT, None)
             bundle, policy = xl.export(net, chosen, Path(folder) / "edge", policies=named), DEFAULT
         directory = export_package(bundle, out, server, policy=policy or DEFAULT, overwrite=overwrite)

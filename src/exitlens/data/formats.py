@@ -49,11 +49,12 @@ _SUFFIXES: dict[str, Format] = {
 def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labelled: bool = True) -> Format | None:
     """Return the format of the source that a name means, if it is known; files of texts and tar files need not exist.
 
-    A folder is, in this order: what ``datasets`` saved; images with masks of classes; images with metadata; images in two
-    subfolders or more; texts in ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or
-    tar file below it; series or volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if
-    ``columns`` say so, or its columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an
-    image in it is a folder of images: it may hold tables, too, such as predictions for these images.
+    A folder is, in this order: what ``datasets`` saved; images with masks of classes, unless ``columns`` of metadata are
+    named; images with metadata; images in two subfolders or more; texts in ``train.csv`` or ``.jsonl``, beside other splits;
+    ``.ts`` files; the first Parquet, Arrow or tar file below it; series or volumes in two subfolders or more; otherwise a
+    folder of images. A CSV file holds numbers if ``columns`` say so, or its columns without the ``reserved`` ones do. If
+    samples are not ``labelled``, a folder with an image in it is a folder of images: it may hold tables, too, such as
+    predictions for these images.
     """
     if name.startswith(HUB):
         return "hub"
@@ -71,7 +72,7 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labe
     needs_metadata = columns or (has_metadata and any(word and not looks_like_pattern(word) for word in reserved))
     if not labelled and not needs_metadata and _find_first(path, files.EXTENSIONS):
         return "folder"
-    if holds_masks(path):
+    if holds_masks(path) and not (has_metadata and columns):
         return "masks"
     if has_metadata:
         return "imagefolder"

@@ -57,9 +57,7 @@ class MaskFiles(Truth):
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._names = {
-            str(Path(name).with_suffix("")): name for name in list_names(root, IMAGE) if name.lower().endswith(LOSSLESS)
-        }
+        self._names = index_stems(root, (name for name in list_names(root, IMAGE) if name.lower().endswith(LOSSLESS)))
 
     def name(self, image: str) -> str:
         """Return where the classes of an image stand."""
@@ -70,7 +68,7 @@ class MaskFiles(Truth):
         """Return the classes of an image's pixels, as :meth:`Truth.draw` says."""
         name = self.name(image)
         if str(Path(image).with_suffix("")) not in self._names:
-            raise DataError(f"{name}: there is no such mask for {IMAGES}/{image}")
+            raise DataError(f"{name}: there is no such mask for {IMAGES}/{image} (of {', '.join(LOSSLESS)})")
         try:
             with open_regular(Path(name), name) as file:
                 content = file.read()
@@ -89,9 +87,9 @@ class MaskFiles(Truth):
         return values.astype(np.uint8)
 
     def check_white(self) -> None:
-        """Raise :class:`DataError` if the first masks have no indices but 0 and :data:`IGNORE`, which is white."""
+        """Raise :class:`DataError` if masks from all over have no indices but 0 and :data:`IGNORE`, which is white."""
         seen = set[int]()
-        for image in islice(self._names, _PEEKED):
+        for image in islice(self._names, 0, None, 1 + len(self._names) // _PEEKED):
             try:
                 seen |= set(np.unique(self.draw(image, (0, 0))).tolist())
             except DataError:
@@ -99,6 +97,17 @@ class MaskFiles(Truth):
         if seen == {0, IGNORE}:
             problem = f"its masks have the values 0 and {IGNORE} alone, and {IGNORE} means that a pixel has no class"
             raise DataError(f"data: {self._root}: {problem}. Fix: save 1 in place of {IGNORE} where the object is")
+
+
+def index_stems(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return files by their names without suffix; raise :class:`DataError` for two of one name."""
+    stems = dict[str, str]()
+    for name in names:
+        first = stems.setdefault(str(Path(name).with_suffix("")), name)
+        if first != name:
+            problem = f"{root} has {first} and {name}, and masks go by names without suffix"
+            raise DataError(f"data: {problem}. Fix: rename or remove one of them")
+    return stems
 
 
 class Outlines(Truth):
@@ -117,7 +126,7 @@ class Outlines(Truth):
                 self._shapes[places[entry["image_id"]]].append({**entry, "label": IGNORE if entry.get("iscrowd") else label})
         except (LookupError, TypeError, ValueError) as error:
             problem = f"expected COCO's images, annotations and categories ({type(error).__name__}: {error})"
-            raise DataError(f"data: {path}: {problem}. Fix: check that its categories are {', '.join(classes)}") from error
+            raise DataError(f"data: {path}: {problem}. Fix: check ids and categories ({', '.join(classes)})") from error
 
     def name(self, image: str) -> str:
         """Return where the classes of an image stand."""
@@ -126,7 +135,8 @@ class Outlines(Truth):
     def draw(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """Return the classes of an image's pixels, as :meth:`Truth.draw` says."""
         if image not in self._sizes:
-            raise DataError(f"{self.name(image)}: this image is not listed there")
+            listed = next(iter(self._sizes), "none")
+            raise DataError(f"{self.name(image)}: this image is not listed there; the first that is: {listed}")
         if self._sizes[image] != size:
             raise DataError(
                 f"{self.name(image)}: expected {size[0]}x{size[1]} pixels, as the image has, got {self._sizes[image]}"
@@ -234,29 +244,31 @@ def load_masks(
     names = tuple(classes) or read_classes(root)
     if len(names) < 2:
         raise DataError(f"data: {root} has {len(names)} class(es) of pixels, need 2 or more. Fix: name background, too")
+    files = list_names(images, IMAGE)
     if outlines.is_file():
         truth: Truth = Outlines(outlines, names)
     else:
+        index_stems(images, files)
         truth = MaskFiles(root / MASKS)
         truth.check_white()
-    reader = MaskedImages(images, pack_strings(list_names(images, IMAGE)), preprocess, truth, len(names))
+    reader = MaskedImages(images, pack_strings(files), preprocess, truth, len(names))
     labels = torch.empty(len(reader), *preprocess.size, dtype=torch.uint8, device="meta")
     return MaskSet(reader, labels, names, preprocess, skip_bad=skip_bad)
 
 
+def choose_classes(root: Path, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of a folder, or those that a network knows; raise :class:`DataError` if the folder lists others."""
+    listed = _list_classes(root) if known else read_classes(root)
+    if known and listed and listed != tuple(known):
+        problem = f"its masks have the classes {', '.join(listed)}, the network {', '.join(known)}"
+        raise DataError(f"data: {root}: {problem}. Fix: number them as the network does, in masks and list")
+    return listed or tuple(known)
+
+
 def read_classes(root: Path) -> tuple[str, ...]:
     """Return the names of the classes of pixels, by index, that stand in a folder or the one above."""
-    for path in (folder / name for folder in (root, root.parent) for name in CLASSES):
-        if not path.is_file():
-            continue
-        if path.suffix == ".txt":
-            with name_failures(path):
-                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
-        values = _read_json(path)
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise DataError(f"data: {path}: expected a list of names, the class of index 0 first. Fix: correct it")
-        return tuple(values)
+    if listed := _list_classes(root):
+        return listed
     outlines = next((path for path in (root / OUTLINES, *sorted(root.glob(f"*/{OUTLINES}"))) if path.is_file()), None)
     if outlines is None:
         fix = f"write the names of the classes into {root / CLASSES[0]}, one a line, that of index 0 first"
@@ -268,9 +280,30 @@ def read_classes(root: Path) -> tuple[str, ...]:
     return (BACKGROUND, *(name for _, name in categories if name != BACKGROUND))
 
 
+def _list_classes(root: Path) -> tuple[str, ...]:
+    """Return the names in a file of classes; none without such a file."""
+    for path in (folder / name for folder in (root, root.parent) for name in CLASSES):
+        if not path.is_file():
+            continue
+        if path.suffix == ".txt":
+            with name_failures(path):
+                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+        values = _read_json(path)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise DataError(f"data: {path}: expected a list of names, the class of index 0 first. Fix: correct it")
+        return tuple(values)
+    return ()
+
+
 def list_unmasked(root: Path, names: Sequence[str]) -> list[str]:
     """Return the names of images of a folder without those of their masks."""
-    return [name for name in names if MASKS not in Path(name).parts[:-1]] if holds_masks(root) else list(names)
+    if not holds_masks(root):
+        return list(names)
+    images = [name for name in names if MASKS not in Path(name).parts[:-1]]
+    if not images:
+        raise DataError(f"data: {root} has masks and no images. Fix: give {root / MASKS} if they are what you mean")
+    return images
 
 
 def _read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ from exitlens.data import demo
 from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
-from exitlens.data.masks import load_masks, read_classes
+from exitlens.data.masks import choose_classes, load_masks
 from exitlens.data.readers import PackedStrings
 from exitlens.data.rows import ColumnChoice, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
 from exitlens.data.sets import ArraySet, ImageSet, LazySet, SampleSet, measure_scaling
@@ -240,7 +240,7 @@ def _read_folder(
     folders = splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}
     sets: dict[str, LazySet] = {}
     if isinstance(preprocess, Preprocess) and kind == "masks":
-        classes = tuple(classes) or read_classes(root)
+        classes = choose_classes(root, classes)
         sets |= {word: load_masks(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
     else:
         classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from exitlens.delivery.card import CARD, MANIFEST, publish_card
@@ -21,7 +20,8 @@ _ADDRESS = re.compile(r"hf:/(?:models/)?([\w.-]+/[\w.-]+)(?:@(refs/(?:pr/\d+|con
 _COMMIT = re.compile("[0-9a-f]{40}")
 _FIX = (
     "Fix: if the Hub refuses, check name and revision, ask for access on its page, and log in by `hf auth login` or set "
-    "HF_TOKEN; else check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and try again: files that have arrived are kept."
+    "HF_TOKEN (to push, with a token that may write); else check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and try "
+    "again: files that have arrived are kept."
 )
 
 
@@ -68,7 +68,7 @@ def fetch_bundle(path: str | Path) -> Path:
     repo, revision = parse_address(path)
     hub = import_extra("huggingface_hub", "hub", f"hf://{repo}")
     fetch = partial(hub.snapshot_download, repo, allow_patterns=list(FILES), library_name="exitlens")
-    with _translate_errors(hub, repo):
+    with _translate_errors(repo):
         try:
             is_commit = _COMMIT.fullmatch(revision or "") is not None
             commit = revision if is_commit else hub.HfApi().model_info(repo, revision=revision).sha
@@ -76,7 +76,10 @@ def fetch_bundle(path: str | Path) -> Path:
             response = getattr(error, "response", None)
             if isinstance(error, ValueError) or (response is not None and response.status_code < 500):
                 raise  # a wrong name, or the Hub refuses
-            folder = Path(fetch(revision=revision))  # which gives the copy on this disk, or says why there is none
+            try:
+                folder = Path(fetch(revision=revision, local_files_only=True))
+            except Exception:
+                raise error from None  # it says more than that there is no whole copy on this disk
             if not hub.constants.HF_HUB_OFFLINE:
                 words = f"cannot be reached ({first_line(error)}): the copy of commit {folder.name[:12]} is used."
                 fix = "Fix: set HF_HUB_OFFLINE=1 if that is what you want."
@@ -122,7 +125,7 @@ def push_to_hub(directory: str | Path, repo: str, *, private: bool | None = None
     repo, revision = parse_address(repo if is_address(repo) else f"hf://{repo}")
     hub = import_extra("huggingface_hub", "hub", "push_to_hub")
     publish_card(source, repo)
-    with _translate_errors(hub, repo):
+    with _translate_errors(repo):
         api = hub.HfApi(library_name="exitlens")
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.upload_folder(
@@ -137,7 +140,7 @@ def push_to_hub(directory: str | Path, repo: str, *, private: bool | None = None
 
 
 @contextmanager
-def _translate_errors(hub: Any, repo: str) -> Iterator[None]:
+def _translate_errors(repo: str) -> Iterator[None]:
     """Raise :class:`HubError`, with its words and what to do, in place of an error of huggingface_hub or of the network."""
     try:
         yield

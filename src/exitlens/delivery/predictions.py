@@ -50,25 +50,44 @@ def name_rows(
 
 
 def write_masks(
-    predictions: Iterable[Prediction], samples: SampleStream, data: Path, out: Path, *, resume: bool = False
+    predictions: Iterable[Prediction], samples: SampleStream, data: Path, out: Path, *, before: Iterable[str] = ()
 ) -> Iterator[Prediction]:
     """Write the classes of the pixels of each image below ``out`` as a picture of indices, before its answer is passed on.
 
-    It is called as the image is in the folder ``data``, and has the size of the image's file, if it comes from one.
+    It is called as :func:`place_mask` says, and has the size of the image's file, if it comes from one. A run that goes on
+    after the images ``before`` replaces masks whose answers were not passed on, and no others.
     """
-    count = 0
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"out: {out} lies in the folder of the images, {data}. Fix: choose a folder beside it.")
+    written, count = {place_mask(file, data, out): file for file in before}, 0
+    goes_on = bool(written)
     for pred in predictions:
         for file, labels in zip(map(str, samples.files[count : count + len(pred)]), pred.labels, strict=True):
-            path = Path(file)
-            name = path.relative_to(data) if data.is_dir() and path.is_relative_to(data) else Path(path.name)
-            name = name.with_suffix("") if path.is_file() else name
-            mask = out / f"{name}.png"
-            if mask.exists() and not resume:
+            mask, path = place_mask(file, data, out), Path(file)
+            if mask in written:
+                both = f"{written[mask]} and of {file}"
+                raise OutputError(f"out: {mask} would be the mask of {both}. Fix: rename one of them.")
+            if mask.exists() and not goes_on:
                 raise OutputExistsError(f"out: {mask} exists, for {file}. Fix: choose another folder.")
+            written[mask] = file
             make_directory(mask.parent, "out")
-            draw_mask(labels, read_size(path) if path.is_file() else tuple(labels.shape)).save(mask)
+            picture = draw_mask(labels, read_size(path) if path.is_file() else tuple(labels.shape))
+            try:
+                picture.save(mask)
+            except OSError as error:
+                raise OutputError(f"out: {mask} cannot be written ({_reason(error)}). Fix: make room there.") from error
         yield pred
         count += len(pred)
+
+
+def place_mask(file: str, data: Path, out: Path) -> Path:
+    """Return where below ``out`` the mask of a sample goes: it is called as the image is in the folder ``data``."""
+    path = Path(file)
+    name = path.relative_to(data) if data.is_dir() and path.is_relative_to(data) else Path(path.name)
+    if ".." in name.parts:  # a member of an archive may be called anything
+        name = Path(name.name)
+    name = name.with_suffix("") if path.is_file() else name
+    return out / f"{name}.png".replace(":", "-")  # table:row is no name of a file in Windows
 
 
 def start_watch(policy: Policy, wanted: bool, group_by: str) -> DriftMonitor | None:

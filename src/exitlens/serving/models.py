@@ -234,7 +234,9 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]
-    return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, exits, net)
+    is_dense = net.info.task == "segmentation"  # then answers have the declared size, and so must images
+    spec = replace(net.input_spec, exact_size=net.input_spec.exact_size or is_dense)
+    return ServedModel(name, version, net.info, spec, cost, dict(policies), net.open_engine, exits, net)
 
 
 def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedModel:

@@ -225,3 +225,12 @@ def test_two_that_scale_differently_are_not_compared(bundle):
     xl.save(net, policy, bundle / "other")
     with pytest.raises(xl.errors.InputError, match=r"expected two that make inputs of .* alike"):
         Explorer([bundle / "bundle", bundle / "other"])
+
+
+def test_relevance_is_shown_of_the_run_that_has_it(tmp_path):
+    dense = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32), task="segmentation").eval()
+    dense.describe(source="small", classes=("a", "b"), preprocess=xl.data.Preprocess((32, 32)))
+    both = Explorer([save_small(tmp_path / "a", ("a", "b")), xl.save(dense, None, tmp_path / "b" / "bundle").parent])
+    assert both.has_relevance
+    assert both.is_relevance_slow()
+    assert [len(both.answer(i, noise(), relevance=True).relevance) for i in range(2)] == [2, 0]

@@ -197,21 +197,21 @@ class Explorer:
             for name, chosen in (("ours", policy), ("full", full))
         }
         times = interleave(works, rounds=1, seconds=PATIENCE, max_rounds=ROUNDS, warm_up=False)
-        maps = attribute_exits(run.net, inputs) if relevance and self.has_relevance else ()
+        maps = attribute_exits(run.net, inputs) if relevance and can_attribute(run.net) else ()
         medians = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
         return Answer(run, why, *medians, tuple(batch[0] for batch in maps))
 
     @property
     def has_relevance(self) -> bool:
-        """True if relevance can be shown of all runs: their exits have maps, and answer whole samples."""
-        return all(have_maps(run.net.heads) and run.net.info.task != "segmentation" for run in self.runs)
+        """True if relevance can be shown of any run."""
+        return any(can_attribute(run.net) for run in self.runs)
 
     def is_relevance_slow(self) -> bool:
         """Return whether the relevance of all exits of all runs takes so long that nobody should wait for it unasked."""
         works = {}
-        if not self.has_relevance:
-            return True
         for i, run in enumerate(self.runs):
+            if not can_attribute(run.net):
+                return True
             example = run.net.info.example(next(run.net.parameters()))
             works[str(i)] = time_calls(partial(attribute_exits, run.net), [example])
         times = interleave(works, rounds=1, seconds=SLOW_MS / 1000, max_rounds=3)
@@ -253,6 +253,11 @@ class Explorer:
         """Evaluate thresholds on the calibration trace, or say why there is none."""
         trace = self.trace(index)
         return trace if isinstance(trace, str) else evaluate(trace, self.policy(index, thresholds))
+
+
+def can_attribute(net: ExitNet) -> bool:
+    """Return whether exits have maps, and answer whole samples, so that their relevance can be shown."""
+    return have_maps(net.heads) and net.info.task != "segmentation"
 
 
 def cover(picture: Image.Image, strokes: Image.Image | None) -> Image.Image:
