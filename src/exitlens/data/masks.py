@@ -80,7 +80,7 @@ class MaskFiles(Truth):
             raise
         except Exception as error:  # Pillow raises many kinds for hostile files
             raise DataError(f"{name}: cannot be read as a mask ({type(error).__name__}: {error})") from error
-        if values.ndim != 2 or values.dtype.kind not in "bui":
+        if values.ndim != 2 or values.dtype.kind not in ("b", "u", "i"):
             raise DataError(f"{name}: expected a mask of class indices, grey or with a palette, got colours ({mode})")
         if values.min() < 0 or values.max() > IGNORE:
             raise DataError(f"{name}: expected indices of at most {IGNORE}, got {values.min()} to {values.max()}")
