@@ -137,10 +137,19 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
             loss = None if self.loss_weight is None else EGTLoss(weight=self.loss_weight)
             recipe: RecipeName = "pretrained" if self.pretrained else "scratch"
-            same: Any = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "augment")}
-            # by the last epoch, so that the samples kept aside choose nothing
             training.fit(
-                self.net_, train, held, loss=loss, recipe=recipe, seed=seed, keep="last", progress=self.verbose, **same
+                self.net_,
+                train,
+                held,
+                loss=loss,
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                recipe=recipe,
+                learning_rate=self.learning_rate,
+                augment=self.augment,
+                seed=seed,
+                keep="last",  # so the samples kept aside choose nothing
+                progress=self.verbose,
             )
         folds, drop = min(FOLDS, count) if self.delta is None and count > 1 else None, self.max_accuracy_drop
         self.policy_ = calibrate(collect(self.net_, held), max_accuracy_drop=drop, delta=self.delta, folds=folds)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from exitlens.errors import InputError, first_line, import_extra
 from exitlens.io import read_json, write_text
@@ -26,6 +26,35 @@ _END = "<!-- exitlens: end of the record -->"
 _RECORD = re.compile(f"{_BEGIN.format('([0-9a-f]+)')}.*?{_END}", re.S)
 _ADDRESS = re.compile(r"hf://[\w.-]+/[\w.-]+")
 _UNSAID = "*What it was trained on, and what it is for, its author has not written here yet.*"
+
+
+class _Facts(NamedTuple):
+    """What a card says of a network, by the names that the manifest of an edge bundle has."""
+
+    modality: str
+    num_classes: int
+    classes: Sequence[str]
+    num_exits: int
+    task: str = "classes"
+    precision: str = ""  # of the files of an edge bundle
+    cost: Sequence[float] = ()  # of each exit; empty: not in the files
+    at: Sequence[str] = ()
+    sources: Sequence[str] = ()
+    is_unfinished: bool = False
+
+    @property
+    def is_edge(self) -> bool:
+        return bool(self.precision)
+
+    @property
+    def title(self) -> str:
+        kind = "segmentation" if self.task == "segmentation" else "classifier"
+        return f"{self.modality} {kind} with {self.num_exits} exits".capitalize()
+
+    @property
+    def pipeline(self) -> str | None:
+        """What the Hub calls the network's task, if it has a word for it."""
+        return _DENSE if self.task == "segmentation" else _PIPELINES.get(self.modality)
 
 
 def write_card(directory: Path, report: Report | None = None) -> None:
@@ -49,14 +78,12 @@ def write_card(directory: Path, report: Report | None = None) -> None:
         rows=list(zip(*columns.values(), strict=True)),
     )
     begin, text = _BEGIN.format(_hash_bundle(directory)), re.sub(r"\n{3,}", "\n\n", text).strip()
-    kind = "segmentation" if facts["task"] == "segmentation" else "classifier"
-    title = f"{facts['modality']} {kind} with {facts['num_exits']} exits".capitalize()
-    written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, f"---\n{{}}\n---\n\n# {title}\n\n{_UNSAID}\n")
+    written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, f"---\n{{}}\n---\n\n# {facts.title}\n\n{_UNSAID}\n")
     is_marked = _RECORD.search(card.text) is not None
     card.text = _RECORD.sub(lambda _: written, card.text) if is_marked else f"{card.text.rstrip()}\n\n{written}\n"
-    card.data.library_name, card.data.pipeline_tag = "exitlens", _name_pipeline(facts)
+    card.data.library_name, card.data.pipeline_tag = "exitlens", facts.pipeline
     card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
-    card.data.model_name = card.data.model_name or title
+    card.data.model_name = card.data.model_name or facts.title
     card.data.eval_results = list(_list_results(facts, record, report)) or None
     write_text(path, str(card))
 
@@ -99,45 +126,35 @@ def _read_policies(directory: Path) -> dict[str, Policy]:
     return {name: Policy.from_dict(policy) for name, policy in values.items() if policy is not None}
 
 
-def _read_facts(directory: Path) -> dict[str, Any]:
-    """Return what a card says of a network, by the names that the manifest of an edge bundle has."""
+def _read_facts(directory: Path) -> _Facts:
     manifest = read_json(directory / MANIFEST)
     if "segments" in manifest:
-        return {"task": "classes", "is_edge": True, "is_unfinished": False, **manifest}
+        return _Facts(**{name: manifest[name] for name in _Facts._fields if name in manifest})
     values = read_json(directory / "network.json")
     info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
     sources = [member.source for member in info.members or (info,)]
     if info.config and info.source == "hf:":  # made by its configuration, without a directory
         sources = [f"the architecture {info.config['model_type']} of transformers"]
-    return {
-        "modality": info.modality.name,
-        "task": info.task,
-        "num_classes": info.num_classes,
-        "classes": info.classes,
-        "num_exits": len(info.at) + 1,
-        "at": () if info.members else info.at,
-        "sources": sources,
-        "cost": (),  # not in the files
-        "is_edge": False,
-        "is_unfinished": "unfinished" in manifest,
-    }
+    return _Facts(
+        info.modality.name,
+        info.num_classes,
+        info.classes,
+        len(info.at) + 1,
+        info.task,
+        at=() if info.members else info.at,
+        sources=sources,
+        is_unfinished="unfinished" in manifest,
+    )
 
 
-def _name_pipeline(facts: dict[str, Any]) -> str | None:
-    """Return what the Hub calls the network's task, if it has a word for it."""
-    return _DENSE if facts["task"] == "segmentation" else _PIPELINES.get(facts["modality"])
-
-
-def _tabulate(
-    facts: dict[str, Any], policy: Policy, record: Calibration | None, report: Report | None
-) -> dict[str, list[str]]:
+def _tabulate(facts: _Facts, policy: Policy, record: Calibration | None, report: Report | None) -> dict[str, list[str]]:
     """Return the columns of the table of exits, by their heads."""
     rows = report.exits if report else ()
     counts = [sum(cells) for cells in record.reference.counts] if record and record.reference else []
     columns = {
-        "exit": [exit_name(k, facts["num_exits"]) for k in range(facts["num_exits"])],
+        "exit": [exit_name(k, facts.num_exits) for k in range(facts.num_exits)],
         "threshold": [*(format_threshold(level, 3) for level in policy.thresholds), "answers the rest"],
-        "cost": [f"{cost:.3f}" for cost in [row.cost for row in rows] or facts["cost"]],
+        "cost": [f"{cost:.3f}" for cost in [row.cost for row in rows] or facts.cost],
         "answers (%)": [_percent(share) for share in [row.share for row in rows] or [n / sum(counts) for n in counts]],
         "accuracy of these (%)": [_percent(row.accuracy_when_taken) for row in rows],
         "accuracy on all samples (%)": [_percent(row.accuracy) for row in rows],
@@ -145,7 +162,7 @@ def _tabulate(
     return {head: cells for head, cells in columns.items() if cells}
 
 
-def _list_results(facts: dict[str, Any], record: Calibration | None, report: Report | None) -> Iterator[Any]:
+def _list_results(facts: _Facts, record: Calibration | None, report: Report | None) -> Iterator[Any]:
     """Yield what the metadata has of figures: of test samples, or of those that tested the certificate."""
     figures: dict[str, float | None] = {}
     if report is not None:
@@ -160,7 +177,7 @@ def _list_results(facts: dict[str, Any], record: Calibration | None, report: Rep
     for name, value in figures.items():
         if value is not None:
             yield import_extra("huggingface_hub", "hub", "a model card").EvalResult(
-                task_type=_name_pipeline(facts) or f"{facts['modality']}-classification",
+                task_type=facts.pipeline or f"{facts.modality}-classification",
                 dataset_type="not-published",
                 dataset_name=samples,
                 dataset_split=split,
