@@ -2,7 +2,7 @@
 
 Cells: SERVER (triton, mlserver, kserve, bentoml). Their programs have to be on PATH (`tritonserver`, `mlserver`, `bentoml`, and as `kserve-python` the
 Python that has KServe), each from an environment of its own, since their requirements exclude one another. Both models are packages of the same kind; in the whole backbone's, the only
-file is the plain backbone's, without a map. A quarter of an hour on two cores, nothing else running.
+file is the plain backbone's, without a map. Half an hour on two cores, nothing else running.
 """
 
 from __future__ import annotations

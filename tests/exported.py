@@ -1,13 +1,18 @@
 """ONNX files of equal segments are written once in a test run and copied: PyTorch's exporter takes a second for each."""
 
+import functools
 import hashlib
+import http.server
 import pickle
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from filelock import FileLock
 
 import exitlens as xl
@@ -47,3 +52,20 @@ def check_answers(answers: Any, expected: xl.Prediction, tolerance: float = 1e-5
     for i, k in enumerate(expected.exits.tolist() if expected.attention else ()):
         maps = values["attention"] if "attention" in values else values[f"attention_{k}"]
         assert np.abs(maps[i] - expected.attention[i].numpy()).max() < 1e-4  # type: ignore[index]
+
+
+@contextmanager
+def serve_page(net: xl.ExitNet, policy: xl.Policy, folder: Path, **options: Any) -> Iterator[str]:
+    """Write the page for browsers and serve it; without a browser or npm's files the test is skipped."""
+    pytest.importorskip("playwright")
+    if shutil.which("chromium") is None or shutil.which("npm") is None:
+        pytest.skip("no Chromium or npm")
+    try:
+        path = xl.export_web(net, policy, folder, **options)
+    except xl.errors.ExportError as error:
+        pytest.skip(f"npm has no onnxruntime-web: {error}")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

@@ -1,13 +1,10 @@
 """One class a pixel without PyTorch: edge bundle, cascade in one file, runtime, server, browser; and a tuning of one's own."""
 
 import copy
-import functools
 import hashlib
-import http.server
 import io
 import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -33,7 +30,7 @@ from exitlens.serving.settings import Adapting, Watching
 from exitlens.types.settings import PIXEL_SCORES
 from tests.conftest import make_unet
 from tests.edge.test_export import answer
-from tests.exported import check_answers
+from tests.exported import check_answers, serve_page
 from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
@@ -269,20 +266,8 @@ def test_labels_of_500_images_are_the_librarys_everywhere(build, tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """A served page of the network; without a browser or npm's files the test is skipped."""
-    pytest.importorskip("playwright")
-    if shutil.which("chromium") is None or shutil.which("npm") is None:
-        pytest.skip("no Chromium or npm")
-    try:
-        path = xl.export_web(NET, POLICY, tmp_path / "site")
-    except xl.errors.ExportError as error:
-        pytest.skip(f"npm has no onnxruntime-web: {error}")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path))
-    handler.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with serve_page(NET, POLICY, tmp_path / "site") as address:
+        yield address
 
 
 @pytest.mark.slow

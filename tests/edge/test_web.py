@@ -1,11 +1,8 @@
 """The page: what is in its folder, and that it answers in a browser as the library does."""
 
-import functools
 import hashlib
-import http.server
 import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.edge import web
 from tests.conftest import make_net
+from tests.exported import serve_page
 
 pytest.importorskip("onnxruntime")
 
@@ -79,22 +77,11 @@ def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
 
 @pytest.fixture
 def site(tmp_path):
-    """A served page of the tiny network; without a browser or npm's files the test is skipped."""
-    pytest.importorskip("playwright")
-    if shutil.which("chromium") is None or shutil.which("npm") is None:
-        pytest.skip("no Chromium or npm")
+    """The tiny network, its policy and its served page."""
     net, policy = describe(make_net()), xl.Policy((0.8, 0.7))
-    try:
-        Image.new("RGB", (20, 20), "red").save(tmp_path / "a red one.png")
-        path = xl.export_web(net, policy, tmp_path / "site", examples=[tmp_path / "a red one.png"])
-    except xl.errors.ExportError as error:
-        pytest.skip(f"npm has no onnxruntime-web: {error}")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path))
-    handler.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield net, policy, f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a red one.png")
+    with serve_page(net, policy, tmp_path / "site", examples=[tmp_path / "a red one.png"]) as address:
+        yield net, policy, address
 
 
 @pytest.mark.slow
