@@ -26,6 +26,7 @@ from benchmarks import (
     processes,
     recipes,
     rules,
+    segmentation,
     series,
     targets,
     tasks,
@@ -407,3 +408,35 @@ def test_the_oracle_leaves_where_it_is_right_or_nothing_helps():
         [False, False],
         [True, True],
     ]
+
+
+@pytest.mark.slow
+def test_static_rivals_of_segmentation_are_the_network_cut_or_narrower():
+    example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    nets = {
+        kind: segmentation.build("unet", kind, 4, example, seed=0).eval() for kind in ("full", "exits", "cut-1", "narrow-50")
+    }
+    exits = nets["exits"]
+    assert [net.num_exits for net in nets.values()] == [1, 4, 1, 1]
+    assert nets["cut-1"](example)[0].logits.shape == (1, 4, 64, 64)
+    assert float(nets["cut-1"].cost[0]) == pytest.approx(float(exits.cost[1]), rel=0.05)
+    weights = {kind: sum(p.numel() for p in net.parameters()) for kind, net in nets.items()}
+    assert weights["narrow-50"] < 0.3 * weights["full"] < weights["cut-1"] < weights["exits"]
+
+
+def test_segmentation_is_judged_at_equal_time():
+    kinds = segmentation.list_kinds(segmentation.BACKBONES["unet"])
+    ious = dict(zip(kinds, (0.8, 0.8, 0.5, 0.6, 0.7, 0.3, 0.4), strict=True))  # full, exits, narrow 35 50 71, cut 0 1
+    ms = dict(zip(kinds, (10.0, 4.0, 2.0, 3.0, 5.0, 2.5, 3.5), strict=True))
+    runs = {
+        f"scenes/unet-{kind}-{seed}": {"validation": ious[kind], "ious": [ious[kind]], "routed": 0.79}
+        for kind in kinds
+        for seed in range(2)
+    }
+    times = {"ms": {kind: [value] for kind, value in ms.items()}, "speed": [2.5]}
+    runs |= {f"scenes/unet-time-{seed}": {f"batch {size}": times for size in segmentation.BATCHES} for seed in range(2)}
+    promises = {promise.key: promise for promise in segmentation.list_promises(runs)}
+    assert promises["segmentation|scenes|unet|lost"].measured == pytest.approx(1.0)
+    assert promises["segmentation|scenes|unet|speed|1"].state == "kept"
+    gain = promises["segmentation|scenes|unet|gain|16"].measured  # at 4 ms static ones have 0.65, between 3 and 5 ms
+    assert gain == pytest.approx(14.0)
