@@ -295,10 +295,11 @@ def save_pair(target: Path, shadow: Path, picture: Image.Image, mask: Image.Imag
 # Reading such a folder, and the weights of the network for it
 
 
-def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
-    """Return the folder, in which the pictures are made if they are not all there."""
+def open_folder(folder: Path, drawings: Path = OPENCLIPART, objects: int = 1) -> Path:
+    """Return the folder, in which the pictures (of so many objects) are made if they are not all there."""
     if not (folder / "done").exists():
-        make_folder(folder, select_drawings(find_drawings(drawings)), SIZE)
+        shown = select_drawings(find_drawings(drawings))
+        make_folder(folder, shown, SIZE) if objects == 1 else make_folder_of_scenes(folder, shown, objects, SIZE)
         (folder / "done").touch()
     return folder
 

@@ -8,8 +8,8 @@ machine; TASK/BACKBONE-broken-SEED (1,000 certificates on draws of test images);
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
+from benchmarks import drawings
 from benchmarks.harness import Job, Promise, Study, join_means, promise_table, run_alone, table
 from benchmarks.results import Runs, Tree
 from benchmarks.static import FULL, TIME, Teacher, interpolate, make_loss
@@ -25,14 +26,17 @@ from benchmarks.traces import read_peak_memory
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.pixels import measure_mean_iou
 from exitlens.functional.risk import list_risks
+from exitlens.model.backbones.build import build_backbone, read_normalisation
 from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.backbones.weights import load_weights
 from exitlens.model.process import keep_memory
 from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types.inputs import split_rows
 from exitlens.types.settings import PIXEL_SCORES, CalibrationRequest
 
 SIDE, OBJECTS, TRAIN, HELD, TEST = 64, 3, 6000, 1000, 2000  # pixels, garments an image, images
-EPOCHS, BATCH, SEEDS = 12, 64, 3
+PICTURES = Path("runs/segmentation/pictures")  # of as many drawings each
+BATCH, SEEDS = 64, 3
 LIMIT, DELTA = 0.01, 0.1  # mean loss of an image's mean IoU, certified
 DRAWS, DRAWN = 1000, 300
 BATCHES, SAMPLES, ROUNDS, SECONDS = (1, 16), 192, 7, 60.0
@@ -87,6 +91,7 @@ class Backbone:
     final: str
     narrow: tuple[int, ...] = (35, 50, 71)  # per cent of the channels
     cut: tuple[int, ...] = (0, 1)  # exits whose decoder may be the last
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 12, "batch_size": BATCH})  # of ``fit``
 
     def build(self, classes: int, example: Tensor, at: Sequence[str], percent: int = 100) -> xl.ExitNet:
         widths = [8 * round(width * percent / 800) for width in self.widths]
@@ -109,7 +114,23 @@ BACKBONES = {
         "head",
     ),
     "unet": Backbone(UNet, (24, 48, 96, 128), ("down.1", "down.2", "up.0"), "keep"),
+    "lite0": Backbone(
+        lambda classes, _: load_pretrained(classes),
+        (),
+        ("blocks.2.0", "blocks.4.0", "blocks.5.1"),
+        "head",
+        narrow=(),  # which would have no weights from ImageNet
+        cut=(0, 1, 2),
+        settings={"recipe": "pretrained", "epochs": 6, "batch_size": 32},
+    ),
 }
+
+
+def load_pretrained(classes: int) -> nn.Module:
+    """Return EfficientNet-Lite0 with ImageNet weights."""
+    backbone = build_backbone(drawings.BACKBONE, classes)
+    load_weights(backbone, drawings.find_weights())
+    return backbone
 
 
 @dataclass(frozen=True)
@@ -132,7 +153,17 @@ def load_scenes(seed: int, quick: bool) -> Data:
     return Data(**sets)
 
 
-TASKS = {"scenes": load_scenes}
+def load_pictures(seed: int, quick: bool) -> Data:
+    """Return pictures of three drawings; every seed has the same."""
+    folder = drawings.open_folder(PICTURES, objects=OBJECTS)
+    sides, scale = (drawings.SIZE, drawings.SIZE), read_normalisation(drawings.BACKBONE)
+    preprocess = xl.data.Preprocess(sides, scale.mean, scale.std)
+    masks = {part.name: xl.data.load_masks(folder / part.name, preprocess) for part in fields(Data)}
+    return Data(**{name: part.subset(torch.arange(32 if quick else len(part))).load() for name, part in masks.items()})
+
+
+TASKS = {"scenes": load_scenes, "pictures": load_pictures}
+GROUPS = [("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0"), ("pictures", "unet")]  # task and backbone
 
 
 def list_kinds(backbone: Backbone) -> list[str]:
@@ -141,7 +172,7 @@ def list_kinds(backbone: Backbone) -> list[str]:
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
     cells: dict[str, Job] = {"memory": partial(measure_memory, 40 if quick else 2000)}
-    groups = [(seed, task, name) for seed in range(SEEDS) for task in TASKS for name in BACKBONES]
+    groups = [(seed, task, name) for seed in range(SEEDS) for task, name in GROUPS]
     for seed, task, name in groups:
         for kind in list_kinds(BACKBONES[name]):
             cells[f"{task}/{name}-{kind}-{seed}"] = partial(measure_network, task, name, kind, seed, quick)
@@ -164,7 +195,8 @@ def train(task: str, name: str, kind: str, seed: int, data: Data, quick: bool = 
     folder = Path("runs") / ("segmentation-quick" if quick else "segmentation") / task / f"{name}-{kind}-{seed}"
     net = build(name, kind, len(data.train.classes), data.train.first(1).inputs, seed)
     net.describe(classes=data.train.classes, preprocess=data.train.preprocess)
-    settings: dict[str, Any] = {"epochs": 1 if quick else EPOCHS, "batch_size": BATCH, "amp": True, "channels_last": True}
+    settings: dict[str, Any] = {**BACKBONES[name].settings, "amp": True, "channels_last": True}
+    settings |= {"epochs": 1} if quick else {}
     if kind == FULL:
         settings["loss"] = xl.EGTLoss(weight=0.0)
     elif kind != EXITS:
@@ -295,10 +327,9 @@ def find_seeds(runs: Runs, task: str, name: str) -> list[int]:
 
 
 def list_groups(runs: Runs) -> Iterator[tuple[str, str, list[int]]]:
-    for task in TASKS:
-        for name in BACKBONES:
-            if seeds := find_seeds(runs, task, name):
-                yield task, name, seeds
+    for task, name in GROUPS:
+        if seeds := find_seeds(runs, task, name):
+            yield task, name, seeds
 
 
 def find_static(runs: Runs, task: str, name: str, seed: int, size: int) -> float:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import exitlens as xl
-from benchmarks import drawings, pictures
+from benchmarks import drawings, pictures, segmentation
 
 
 def draw(shape, colour="red", size=(60, 40)):
@@ -143,7 +142,9 @@ def test_a_picture_of_several_drawings_has_a_class_for_each_pixel(monkeypatch, t
     stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.jpg"))]
     assert drawings.make_folder_of_scenes(tmp_path, DRAWINGS, 3, 32) == total
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.jpg"))] == stamps
-    data = xl.data.load_masks(tmp_path / "train", xl.data.Preprocess((32, 32), (0.5,) * 3, (0.25,) * 3)).load()
-    assert data.classes == ("background", "cat", "dog")
-    assert len(data) == 12
-    assert set(data.labels.unique().tolist()) == {0, 1, 2}
+    (tmp_path / "done").touch()
+    monkeypatch.setattr(segmentation, "PICTURES", tmp_path)
+    data = segmentation.load_pictures(0, quick=False)
+    assert data.train.classes == ("background", "cat", "dog")
+    assert [len(part) for part in (data.train, data.validation, data.calibration, data.test)] == [12, 2, 4, 6]
+    assert set(data.train.labels.unique().tolist()) == {0, 1, 2}
