@@ -1,6 +1,7 @@
 """A folder of images and masks by commands alone: train, calibrate, test, answer, explain, report, explore."""
 
 import csv
+import re
 import shutil
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_answers_are_masks_as_large_as_the_images(call, bundle, folder, tmp_path
 def test_explanations_are_drawn(call, bundle, folder, tmp_path):
     call.ok("explain", "--bundle", bundle, "--image", folder / "test" / "images" / "00.png", "--out", tmp_path / "why")
     assert (tmp_path / "why" / "00_exit1_labels.png").exists()
-    call.ok("explain", "--bundle", bundle, "--data", folder / "test", "--out", tmp_path / "many")
+    told = call.ok("explain", "--bundle", bundle, "--data", folder / "test", "--out", tmp_path / "many")
+    assert re.search(r"18 images, of whose pixels the final exit gives \d+\.\d % another class", " ".join(told.split()))
     assert (tmp_path / "many" / "contact_sheet.png").exists()
 
 

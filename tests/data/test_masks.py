@@ -10,9 +10,11 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
+from exitlens.data.files import list_names
 from exitlens.data.formats import find_format
-from exitlens.data.masks import choose_classes, list_unmasked, read_classes
+from exitlens.data.masks import choose_classes, read_classes
 from exitlens.data.sources import open_source
+from exitlens.modalities import IMAGE
 from tests.conftest import make_pixel_set, write_pixel_folder
 from tests.data.conftest import PREPROCESS, SMALL
 
@@ -189,6 +191,10 @@ def test_splits_are_folders_or_are_cut(tmp_path, data):
     loaded = source.load_splits(("validation", "test"))
     assert loaded.sets["test"].load().labels.equal(data.labels)
     assert "validation: 6 images with 4 classes of pixels" in loaded.notes[-1]
+    (tmp_path / "set" / "test" / "masks").rename(tmp_path / "set" / "test" / "later")
+    loaded = open_source(str(tmp_path / "set"), size=16).load_splits(("train", "test"))
+    assert "'test' has no labels and is not used" in loaded.notes
+    assert 0 < len(loaded.sets["test"]) < len(data)  # cut from train
     alone = write_pixel_folder(tmp_path / "alone", make_pixel_set(40))
     parts = (
         open_source(str(alone), size=16, group_by=r"(\d)\d\.")
@@ -231,12 +237,16 @@ def test_scenes_have_several_garments():
     assert sum(several) > 40
 
 
-def test_masks_are_not_predicted_on(folder):
-    names = ["images/a.png", "masks/a.png", "masks.png"]
-    assert list_unmasked(folder, names) == ["images/a.png", "masks.png"]
-    assert list_unmasked(folder / "images", names) == names
+def test_masks_are_not_listed_as_images(folder):
+    names = list_names(folder, IMAGE)
+    assert names
+    assert all(name.startswith("images/") for name in names)
+    assert list_names(folder / "masks", IMAGE)  # which was asked for
+    assert len(xl.data.load_unlabelled(folder, PREPROCESS).inputs) == len(names)
+    for image in names:
+        (folder / image).unlink()
     with pytest.raises(xl.errors.DataError, match=r"has masks and no images\. Fix: "):
-        list_unmasked(folder, names[1:2])
+        list_names(folder, IMAGE)
 
 
 class TestOutlines:

@@ -289,12 +289,15 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
         lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), out)
     if not lines:
         check_bad(samples.bad, samples.total, reading.skip_bad)
-    disagreeing = sum(line.disagrees for line in lines)
+    against = f"{sum(line.disagrees for line in lines)} answered early against the final exit"
+    differing = [line.differing for line in lines if line.differing is not None]  # shares of pixels
+    if differing:
+        against = f"of whose pixels the final exit gives {100 * sum(differing) / len(differing):.1f} % another class"
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
     for line in lines[:SHOWN]:
         numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
         rows.append([line.file, line.answer, exit_name(line.exit, net.num_exits), line.final, *numbers])
-    count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
+    count = f"{len(lines)} {net.input_spec.modality.plural}, {against}"
     title = f"{count}; what deserves a look first: {out / name_sheet(net)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
 

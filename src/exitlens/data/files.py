@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exitlens.data.readers import ImageFiles, NamedReader, PackedStrings, check_bad, find_shape, pack_strings
 from exitlens.data.sets import ImageSet, LazySet, find_kind
+from exitlens.data.splits import name_split
 from exitlens.data.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, SERIES, VOLUME, Modality
@@ -26,20 +27,35 @@ from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, Prepro
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES: Mapping[Modality, tuple[str, ...]] = {IMAGE: EXTENSIONS, SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}
+IMAGES, MASKS, OUTLINES = "images", "masks", "annotations.json"  # in a folder, or in each of train, test and so on
 _TRIED = 100  # files that may be bad before the search for a good one ends
 _ENDS = 65536  # bytes at both ends of a file
 T = TypeVar("T")
 
 
+def holds_masks(root: Path, splits: bool = True) -> bool:
+    """Return whether a folder, or (``splits``) one of its folders for splits, has images and their masks or outlines."""
+    parts = [root, *(path for path in list_folders(root) if splits and name_split(path.name))]
+    return any((part / IMAGES).is_dir() and ((part / MASKS).is_dir() or (part / OUTLINES).is_file()) for part in parts)
+
+
 def list_names(folder: Path, kind: Modality) -> list[str]:
-    """Return names of files of a kind at any depth, relative to ``folder``, sorted part by part, without hidden ones."""
+    """Return names of files of a kind at any depth, relative to ``folder``, sorted part by part, without hidden ones.
+
+    Images are listed without the masks that stand beside them.
+    """
     suffixes = SUFFIXES[kind]
     with name_failures(folder, "listed"):
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     if not names:
         looked = f"no {kind.name} files below {folder} (looked for {', '.join(suffixes)})"
         raise DataError(f"data: {looked}. Fix: put some there, or remove the folder")
-    return names
+    if kind is not IMAGE or not holds_masks(folder):
+        return names
+    images = [name for name in names if MASKS not in Path(name).parts[:-1]]
+    if not images:
+        raise DataError(f"data: {folder} has masks and no images. Fix: give {folder / MASKS} if they are what you mean")
+    return images
 
 
 def list_images(folder: Path) -> list[Path]:

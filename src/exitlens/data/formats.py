@@ -11,7 +11,6 @@ from typing import Literal
 
 from exitlens.data import files
 from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, peek_kinds
-from exitlens.data.masks import holds_masks
 from exitlens.data.rows import (
     KEY,
     LABEL_NAMES,
@@ -72,7 +71,7 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labe
     needs_metadata = columns or (has_metadata and any(word and not looks_like_pattern(word) for word in reserved))
     if not labelled and not needs_metadata and _find_first(path, files.EXTENSIONS):
         return "folder"
-    if holds_masks(path) and not (has_metadata and columns):
+    if files.holds_masks(path) and not (has_metadata and columns):
         return "masks"
     if has_metadata:
         return "imagefolder"

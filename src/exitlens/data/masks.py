@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from exitlens.data.files import list_folders, list_names, name_failures
+from exitlens.data.files import IMAGES, MASKS, OUTLINES, holds_masks, list_names, name_failures
 from exitlens.data.readers import ImageFiles, pack_strings
 from exitlens.data.sets import LazySet
-from exitlens.data.splits import name_split
 from exitlens.data.workers import Decoded, Plan, decode_batches
 from exitlens.errors import DataError, import_extra
 from exitlens.modalities import IMAGE
@@ -28,16 +27,9 @@ from exitlens.modalities.image import FORMATS, MAX_PIXELS, read_size
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.tasks import BACKGROUND, IGNORE
 
-IMAGES, MASKS, OUTLINES = "images", "masks", "annotations.json"  # in a folder, or in each of train, test and so on
 CLASSES = ("classes.txt", "classes.json")  # beside them
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _PEEKED = 20  # masks that are read to find out that white stands for a class
-
-
-def holds_masks(root: Path) -> bool:
-    """Return whether a folder, or each of its folders for splits, has images and their masks or outlines."""
-    parts = [root, *(path for path in list_folders(root) if name_split(path.name))]
-    return any((part / IMAGES).is_dir() and ((part / MASKS).is_dir() or (part / OUTLINES).is_file()) for part in parts)
 
 
 class Truth(ABC):
@@ -238,7 +230,7 @@ def load_masks(
     """
     root = Path(folder)
     images, outlines = root / IMAGES, root / OUTLINES
-    if not images.is_dir() or not (outlines.is_file() or (root / MASKS).is_dir()):
+    if not holds_masks(root, splits=False):
         expected = f"{IMAGES}/name.jpg with {MASKS}/name.png, or with {OUTLINES}"
         raise DataError(f"data: {root}: expected {expected}. Fix: give a folder that has them")
     names = tuple(classes) or read_classes(root)
@@ -294,16 +286,6 @@ def _list_classes(root: Path) -> tuple[str, ...]:
             raise DataError(f"data: {path}: expected a list of names, the class of index 0 first. Fix: correct it")
         return tuple(values)
     return ()
-
-
-def list_unmasked(root: Path, names: Sequence[str]) -> list[str]:
-    """Return the names of images of a folder without those of their masks."""
-    if not holds_masks(root):
-        return list(names)
-    images = [name for name in names if MASKS not in Path(name).parts[:-1]]
-    if not images:
-        raise DataError(f"data: {root} has masks and no images. Fix: give {root / MASKS} if they are what you mean")
-    return images
 
 
 def _read_json(path: Path) -> Any:

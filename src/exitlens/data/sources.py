@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.data import demo
-from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
+from exitlens.data.files import describe_folder, find_folder_kind, holds_masks, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
 from exitlens.data.masks import choose_classes, load_masks
@@ -239,8 +239,11 @@ def _read_folder(
     whole = kind == "masks" or len(splits) == len(folders) or set(SPLITS) <= folders.keys()
     folders = splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}
     sets: dict[str, LazySet] = {}
+    unlabelled: tuple[str, ...] = ()
     if isinstance(preprocess, Preprocess) and kind == "masks":
         classes = choose_classes(root, classes)
+        unlabelled = tuple(word for word, path in folders.items() if not holds_masks(path, splits=False))
+        folders = {word: path for word, path in folders.items() if word not in unlabelled}
         sets |= {word: load_masks(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
     else:
         classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
@@ -252,7 +255,7 @@ def _read_folder(
     ids, names = _number_groups(groups)
     for word in ids:
         sets[word].groups = ids[word]
-    return Parts(sets, names, note=note)
+    return Parts(sets, names, unlabelled, note=note)
 
 
 class Loaded(NamedTuple):

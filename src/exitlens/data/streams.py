@@ -16,7 +16,6 @@ from exitlens.data.batches import Batch
 from exitlens.data.files import ArrayFiles, list_names, make_reader
 from exitlens.data.formats import find_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
-from exitlens.data.masks import list_unmasked
 from exitlens.data.readers import EncodedImages, ImageFiles, PackedStrings, Picked, PixelCache, refuse_bad
 from exitlens.data.rows import SAMPLES, ColumnChoice, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
@@ -257,7 +256,6 @@ def _list_files(path: Path, kind: Modality, preprocess: Any, choice: ColumnChoic
     if not path.exists():
         raise DataError(f"data: no file or folder {path}. Fix: give {kind.given}")
     root, files = (path, list_names(path, kind)) if path.is_dir() else (Path(), [str(path)])
-    files = list_unmasked(path, files) if path.is_dir() and kind is IMAGE else files
     names = PackedStrings(str(root / name) for name in files)
     groups = match_groups(choice.group_by, files) if choice.group_by else None
     return Listing(names, make_reader(Path(), names, preprocess), groups=groups)
