@@ -30,6 +30,7 @@ from exitlens.types.inputs import Inputs, list_input_names, list_tensors
 _IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
 _RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
 _RECURRENT = ("gru", "lstm", "rnn_")
+_SMALL = 1e10  # parameters times numbers in the inputs
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
 
@@ -212,10 +213,17 @@ class Recorder(Interpreter):
 Run = TypeVar("Run", bound=Interpreter)
 
 
-def run_fake(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tensors: Sequence[Tensor]) -> Run:
-    """Run a graph by fake tensors, or for real where an operation refuses these, or recurrent layers make them slow."""
+def _is_quick(module: fx.GraphModule, tensors: Sequence[Tensor]) -> bool:
+    """Return whether a real run takes less time than one by fake tensors: of a small network, or of recurrent layers."""
     called = (get_callee_name(node) for node in module.graph.nodes if node.op == "call_function")
-    if not any(isinstance(m, nn.RNNBase) for m in module.modules()) and not any(n.startswith(_RECURRENT) for n in called):
+    if any(isinstance(m, nn.RNNBase) for m in module.modules()) or any(n.startswith(_RECURRENT) for n in called):
+        return True
+    return sum(t.numel() for t in tensors) * sum(p.numel() for p in module.parameters()) <= _SMALL
+
+
+def run_fake(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tensors: Sequence[Tensor]) -> Run:
+    """Run a graph by fake tensors, or for real where an operation refuses these, or they would take longer."""
+    if not _is_quick(module, tensors):
         try:
             interpreter = make(module)
             with use_fake_tensors() as fake:
@@ -230,7 +238,8 @@ def run_real(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tens
     """Run a graph for real; raise :class:`AttachError` if it fails on the tensors."""
     interpreter = make(module)
     try:
-        interpreter.run(*tensors)
+        with torch.random.fork_rng(devices=[]):
+            interpreter.run(*(t.clone() for t in tensors))  # an operation may change its input
     except Exception as error:  # any operation of the user's network may refuse the shape
         shapes = " and ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
         raise AttachError(
