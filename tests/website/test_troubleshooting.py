@@ -17,7 +17,8 @@ from scripts.architecture import parse
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text()
 OURS, OTHERS = PAGE[: PAGE.index("\n## pip")], PAGE[PAGE.index("\n## pip") :]
-ELSEWHERE = {  # raised by pip, by a GPU and by a container, of which tests have none
+ELSEWHERE = {  # raised by a shell, by pip, by a GPU and by a container, of which tests have none
+    "exitlens: command not found",
     "No matching distribution found for exitlens",
     "error: externally-managed-environment",
     "CUDA out of memory",

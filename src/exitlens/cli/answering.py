@@ -334,8 +334,9 @@ def demo(
     notes = []
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f}x faster than the plain backbone, "
-        notes.append(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f} times as fast as the plain backbone, "
+        change = f"{abs(100 * s['accuracy_drop']):.2f} points {'more' if s['accuracy_drop'] < 0 else 'less'} accurate"
+        notes.append(f"{line}{change}, cost {s['cost']:.2f}")
     notes.append(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
     show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows, notes)
 

@@ -202,12 +202,8 @@ def fit(
 def _make_tracker(name: Tracker) -> TrainingCallback:
     from exitlens import trackers
 
-    kinds: dict[Tracker, Callable[[], TrainingCallback]] = {
-        "mlflow": trackers.MLflowTracker,
-        "wandb": trackers.WandbTracker,
-        "tensorboard": trackers.TensorBoardTracker,
-    }
-    return kinds[name]()
+    known = {"mlflow": trackers.MLflowTracker, "wandb": trackers.WandbTracker, "tensorboard": trackers.TensorBoardTracker}
+    return known[name]()
 
 
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
 _PIPELINES = {"image": "image-classification", "text": "text-classification", "vector": "tabular-classification"}
-_DENSE = "image-segmentation"
+_PIPELINES |= {"segmentation": "image-segmentation"}
 _TAGS = ("exitlens", "early-exit")
 _BEGIN = "<!-- exitlens: from the record of bundle {}; text of your own goes above this line or below the last -->"
 _END = "<!-- exitlens: end of the record -->"
@@ -43,10 +44,6 @@ class _Facts(NamedTuple):
     is_unfinished: bool = False
 
     @property
-    def is_edge(self) -> bool:
-        return bool(self.precision)
-
-    @property
     def title(self) -> str:
         kind = "segmentation" if self.task == "segmentation" else "classifier"
         return f"{self.modality} {kind} with {self.num_exits} exits".capitalize()
@@ -54,7 +51,7 @@ class _Facts(NamedTuple):
     @property
     def pipeline(self) -> str | None:
         """What the Hub calls the network's task, if it has a word for it."""
-        return _DENSE if self.task == "segmentation" else _PIPELINES.get(self.modality)
+        return _PIPELINES.get(self.task) or _PIPELINES.get(self.modality)
 
 
 def write_card(directory: Path, report: Report | None = None) -> None:
@@ -84,7 +81,7 @@ def write_card(directory: Path, report: Report | None = None) -> None:
     card.data.library_name, card.data.pipeline_tag = "exitlens", facts.pipeline
     card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
     card.data.model_name = card.data.model_name or facts.title
-    card.data.eval_results = list(_list_results(facts, record, report)) or None
+    card.data.eval_results = _list_results(facts, record, report) or None
     write_text(path, str(card))
 
 
@@ -162,29 +159,25 @@ def _tabulate(facts: _Facts, policy: Policy, record: Calibration | None, report:
     return {head: cells for head, cells in columns.items() if cells}
 
 
-def _list_results(facts: _Facts, record: Calibration | None, report: Report | None) -> Iterator[Any]:
-    """Yield what the metadata has of figures: of test samples, or of those that tested the certificate."""
+def _list_results(facts: _Facts, record: Calibration | None, report: Report | None) -> list[Any]:
+    """Return what the metadata has of figures: of test samples, or of those that tested the certificate."""
     figures: dict[str, float | None] = {}
+    samples, split = 0, "test"
     if report is not None:
+        samples, pixels = report.samples, report.pixels
         figures = {"accuracy": report.accuracy, "accuracy_drop": report.accuracy_drop, "mean_cost": report.cost}
-        figures |= {} if report.pixels is None else {"mean_iou": report.pixels.mean_iou}
-        samples, split = f"{report.samples:,} test samples of the author", "test"
+        figures |= {"mean_iou": None if pixels is None else pixels.mean_iou}
     elif record is not None:
-        tested = record.certification
+        samples, split, tested = record.samples, "calibration", record.certification
         passed = () if tested is None or tested.reason else tested.tests
         figures = {test.name.removeprefix("max_"): test.mean for test in passed} | {"mean_cost": record.cost}
-        samples, split = f"{record.samples:,} calibration samples of the author", "calibration"
-    for name, value in figures.items():
-        if value is not None:
-            yield import_extra("huggingface_hub", "hub", "a model card").EvalResult(
-                task_type=facts.pipeline or f"{facts.modality}-classification",
-                dataset_type="not-published",
-                dataset_name=samples,
-                dataset_split=split,
-                metric_type=name,
-                metric_name=name.replace("_", " ").capitalize(),
-                metric_value=round(value, 4),
-            )
+    make = partial(import_extra("huggingface_hub", "hub", "a model card").EvalResult, dataset_split=split)
+    task, data = facts.pipeline or f"{facts.modality}-classification", f"{samples:,} {split} samples of the author"
+    return [
+        make(task, "not-published", data, name, round(value, 4), metric_name=name.replace("_", " ").capitalize())
+        for name, value in figures.items()
+        if value is not None
+    ]
 
 
 def _percent(share: float | None) -> str:
