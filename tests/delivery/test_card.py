@@ -126,13 +126,14 @@ def test_metadata_that_cannot_be_read_are_named(net, tmp_path):
 
 def test_the_card_of_an_edge_bundle(tmp_path):
     described = {
-        "modality": "series", "num_classes": 2, "classes": [], "num_exits": 2, "precision": "int8", "cost": [0.25, 1.0],
-        "segments": [], "sha256": {},
+        "num_classes": 2, "classes": [], "num_exits": 2, "precision": "int8", "cost": [0.25, 1.0], "preprocess": None,
+        "inputs": [{"name": "series", "dtype": "float32", "shape": [3, 20]}], "map_offsets": [], "segments": [], "sha256": {},
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(described))
     (tmp_path / "policy.json").write_text(json.dumps(xl.Policy((0.9,)).to_dict()))
     write_card(tmp_path)
     card = read(tmp_path)
+    assert "# Series classifier with 2 exits" in card.text
     assert "ONNX files (int8), which run without PyTorch" in card.text
     assert "| exit 0 | 0.900 | 0.250 |" in card.text
     assert 'exitlens_runtime.load("hf://USER/NAME")' in card.text

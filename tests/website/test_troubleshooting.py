@@ -80,6 +80,7 @@ PIXELS = torch.zeros(1, 3, 8, 8)
 CAUSES: dict[str, Callable[[], object]] = {
     "Expected more than 1 value per channel when training": lambda: nn.BatchNorm1d(2)(torch.zeros(1, 2)),
     "mat1 and mat2 shapes cannot be multiplied": lambda: nn.Linear(8, 2)(torch.zeros(1, 9)),
+    "Calculated padded input size per channel: (…). Kernel size: (…).": lambda: nn.Conv2d(3, 1, 9)(PIXELS),
     "to have 3 channels, but got 1 channels instead": lambda: nn.Conv2d(3, 4, 3)(PIXELS[:, :1]),
     "Input type (double) and bias type (float) should be the same": lambda: nn.Conv2d(3, 4, 3)(PIXELS.double()),
     "Target … is out of bounds.": lambda: nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([3])),
