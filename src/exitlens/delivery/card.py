@@ -120,7 +120,7 @@ def _list_sources(info: NetworkInfo) -> list[str]:
 def _tabulate(
     policy: Policy, record: Calibration | None, report: Report | None, cost: Sequence[float]
 ) -> dict[str, list[str]]:
-    """Return the columns of the table of exits, by their heads; without a ``cost`` of each exit, the report's."""
+    """Return the columns of the table of exits, by their heads; ``cost`` of each exit is for want of a report."""
     rows = report.exits if report else ()
     counts = [sum(cells) for cells in record.reference.counts] if record and record.reference else []
     columns = {
