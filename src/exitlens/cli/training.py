@@ -202,8 +202,12 @@ def fit(
 def _make_tracker(name: Tracker) -> TrainingCallback:
     from exitlens import trackers
 
-    known = {"mlflow": trackers.MLflowTracker, "wandb": trackers.WandbTracker, "tensorboard": trackers.TensorBoardTracker}
-    return known[name]()
+    kinds: dict[Tracker, Callable[[], TrainingCallback]] = {
+        "mlflow": trackers.MLflowTracker,
+        "wandb": trackers.WandbTracker,
+        "tensorboard": trackers.TensorBoardTracker,
+    }
+    return kinds[name]()
 
 
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
