@@ -28,7 +28,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Explanation
 from exitlens.types.inputs import Inputs, can_be_channels_last, list_tensors, map_inputs, split_rows, take_rows
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
-from exitlens.types.settings import NumberRule, RecipeName, check_number
+from exitlens.types.settings import NumberRule, check_number
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.explanation import explain_batch
@@ -135,16 +135,14 @@ class ExitClassifier(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[
             pairs: Any = [(map_inputs(inputs, itemgetter(i)), label) for i, label in enumerate(labels)]
             train, held = (Subset(pairs, part.tolist()) for part in (rows, aside))
             self.net_ = self._attach(take_rows(inputs, rows[:1]), preprocess)
-            loss = None if self.loss_weight is None else EGTLoss(weight=self.loss_weight)
-            recipe: RecipeName = "pretrained" if self.pretrained else "scratch"
             training.fit(
                 self.net_,
                 train,
                 held,
-                loss=loss,
+                loss=None if self.loss_weight is None else EGTLoss(weight=self.loss_weight),
                 epochs=self.epochs,
                 batch_size=self.batch_size,
-                recipe=recipe,
+                recipe="pretrained" if self.pretrained else "scratch",
                 learning_rate=self.learning_rate,
                 augment=self.augment,
                 seed=seed,

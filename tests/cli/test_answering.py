@@ -286,7 +286,7 @@ CONDITIONS = {"agreeing": VALUES, "disagreeing": VALUES | {"accuracy": [0.125, 0
 RESULT = {
     "egt": CONDITIONS,
     "baseline": CONDITIONS,
-    "speed": {"batch_1": SPEED, "batch_64": SPEED | {"speedup": 3.0}},
+    "speed": {"batch_1": SPEED | {"speedup": 0.83, "accuracy_drop": -0.006}, "batch_64": SPEED | {"speedup": 3.0}},
     "seconds": 7.0,
 }
 
@@ -306,7 +306,8 @@ def test_the_comparison_is_printed(asked, tmp_path, call):
     assert "12.5" in out
     assert "0.50 (0.12)" in out
     assert "0.75 (0.38)" in out
-    assert "batch size 64: 3.00x faster than the plain backbone, 0.50 points less accurate, cost 0.50" in out
+    assert "batch size 1: 0.83 times as fast as the plain backbone, 0.60 points more accurate, cost 0.50" in out
+    assert "batch size 64: 3.00 times as fast as the plain backbone, 0.50 points less accurate, cost 0.50" in out
     assert "7 s" in out
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 import exitlens as xl
 from exitlens.delivery.card import publish_card, write_card
@@ -49,6 +50,13 @@ def test_it_says_what_is_promised_and_what_is_not(net, certified, tmp_path):
 def test_it_names_the_architecture_of_a_transformers_model(tmp_path):
     card = read(xl.save(make_text_net(), None, tmp_path / "b", card=True))
     assert "- **Network:** the architecture bert of transformers, with early exits after" in card.text
+
+
+def test_a_cascade_is_named_by_its_members(tmp_path):
+    pair = [xl.attach("small", [], 4, torch.zeros(1, 3, size, size)) for size in (16, 32)]
+    card = read(xl.save(xl.cascade(pair), None, tmp_path / "b", card=True))
+    assert "# Image classifier with 2 exits" in card.text
+    assert "- **Network:** small and small\n" in card.text
 
 
 def test_the_hub_reads_its_figures(net, certified, tmp_path):
@@ -126,13 +134,14 @@ def test_metadata_that_cannot_be_read_are_named(net, tmp_path):
 
 def test_the_card_of_an_edge_bundle(tmp_path):
     described = {
-        "modality": "series", "num_classes": 2, "classes": [], "num_exits": 2, "precision": "int8", "cost": [0.25, 1.0],
-        "segments": [], "sha256": {},
+        "num_classes": 2, "classes": [], "num_exits": 2, "precision": "int8", "cost": [0.25, 1.0], "preprocess": None,
+        "inputs": [{"name": "series", "dtype": "float32", "shape": [3, 20]}], "map_offsets": [], "segments": [], "sha256": {},
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(described))
     (tmp_path / "policy.json").write_text(json.dumps(xl.Policy((0.9,)).to_dict()))
     write_card(tmp_path)
     card = read(tmp_path)
+    assert "# Series classifier with 2 exits" in card.text
     assert "ONNX files (int8), which run without PyTorch" in card.text
     assert "| exit 0 | 0.900 | 0.250 |" in card.text
     assert 'exitlens_runtime.load("hf://USER/NAME")' in card.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def read_records(path: Path):
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):  # it is being written
+            return
         piece += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece
@@ -55,12 +58,23 @@ def read_records(path: Path):
             piece = b""
 
 
+def wait_for_records(path: Path):
+    """All records, the last of them the exit: when ``finish`` returns, wandb's own process may still be writing them."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        records = list(read_records(path)) if path.is_file() else []
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no exit within a minute")
+
+
 def read_run(folder: Path, out_dir: Path):
     """What the last run of a training wrote: configuration, epochs, artifacts, and its exit code."""
     identifier = (out_dir / "wandb_run.txt").read_text().strip()
-    *_, path = sorted(folder.glob(f"wandb/offline-run-*-{identifier}/*.wandb"))
+    *_, run = sorted(folder.glob(f"wandb/offline-run-*-{identifier}"))
     config, epochs, artifacts, code = {}, [], [], None
-    for record in read_records(path):
+    for record in wait_for_records(run / f"run-{identifier}.wandb"):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             assert record.run.run_id == identifier
@@ -91,6 +105,7 @@ def test_a_resumed_training_has_the_same_identifier_and_all_its_epochs(tiny_set,
         train(WandbTracker(bundle=False), tiny_set, tmp_path / "r", augment=raise_at(KeyboardInterrupt(), 6))
     _, first, _, code = read_run(folder, tmp_path / "r")
     assert ([epoch for epoch, _ in first], code) == ([1], 255)
+    time.sleep(1)  # directories are named by the second
     train(WandbTracker(bundle=False), tiny_set, tmp_path / "r", resume=True, epochs=4)
     config, epochs, _, code = read_run(folder, tmp_path / "r")  # of the same identifier
     assert ([epoch for epoch, _ in epochs], code) == ([1, 2, 3, 4], 0)

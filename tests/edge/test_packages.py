@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import exitlens as xl
-from exitlens.edge.packages import SERVERS, export_package, render_package
+from exitlens.edge.packages import PLACES, export_package, render_package
 from tests.conftest import make_net
 
 pytest.importorskip("onnxruntime")
@@ -25,10 +25,10 @@ def edge(tmp_path_factory, files_written_once):
     return xl.export(make_net(), xl.Policy((0.8, 0.7)), tmp_path_factory.mktemp("edge") / "out", policies=policies)
 
 
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", PLACES)
 def test_a_package_holds_the_bundle_and_what_its_server_reads(edge, tmp_path, server):
     package = export_package(edge, tmp_path / "net", server, policy="last")
-    inside = package / SERVERS[server]
+    inside = package / PLACES[server]
     assert {path.name for path in inside.iterdir()} == {path.name for path in edge.iterdir()}
     assert f"exitlens-runtime=={xl.__version__}\n" in (package / "requirements.txt").read_text()
     with pytest.raises(xl.errors.OutputExistsError, match="overwrite=True"):

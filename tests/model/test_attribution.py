@@ -193,6 +193,7 @@ def test_integrated_gradients_of_small_and_larger_batches_are_the_same():
         ({"method": "saliency"}, "method: expected one of"),
         ({"labels": torch.tensor([9] * 40)}, r"labels: expected values in \[0, 4\)"),
         ({"labels": torch.tensor([0])}, "labels: expected"),
+        ({"labels": [0, 1]}, r"labels: expected Tensor, got list: torch\.tensor\(labels\) makes one"),
     ],
 )
 def test_bad_arguments(net, images, values, message):

@@ -15,6 +15,7 @@ from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
         ({"bundles": {}}, "bundles: expected at least one"),
         ({"workers": 0}, "workers"),
         ({"workers": 1.5}, "workers"),
+        ({"port": 99999}, "port: expected a whole number from 0 to 65535, got 99999"),  # uvloop takes the lower 16 bits
         ({"tls_cert": Path(__file__)}, "both or neither"),
         ({"tls_key": Path(__file__)}, "both or neither"),
         ({"tls_cert": Path(__file__), "tls_key": Path("none")}, "tls_key: expected a file"),

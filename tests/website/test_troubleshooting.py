@@ -17,7 +17,8 @@ from scripts.architecture import parse
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text()
 OURS, OTHERS = PAGE[: PAGE.index("\n## pip")], PAGE[PAGE.index("\n## pip") :]
-ELSEWHERE = {  # raised by pip, by a GPU and by a container, of which tests have none
+ELSEWHERE = {  # raised by a shell, by pip, by a GPU and by a container, of which tests have none
+    "exitlens: command not found",
     "No matching distribution found for exitlens",
     "error: externally-managed-environment",
     "CUDA out of memory",
@@ -79,6 +80,7 @@ PIXELS = torch.zeros(1, 3, 8, 8)
 CAUSES: dict[str, Callable[[], object]] = {
     "Expected more than 1 value per channel when training": lambda: nn.BatchNorm1d(2)(torch.zeros(1, 2)),
     "mat1 and mat2 shapes cannot be multiplied": lambda: nn.Linear(8, 2)(torch.zeros(1, 9)),
+    "Calculated padded input size per channel: (…). Kernel size: (…).": lambda: nn.Conv2d(3, 1, 9)(PIXELS),
     "to have 3 channels, but got 1 channels instead": lambda: nn.Conv2d(3, 4, 3)(PIXELS[:, :1]),
     "Input type (double) and bias type (float) should be the same": lambda: nn.Conv2d(3, 4, 3)(PIXELS.double()),
     "Target … is out of bounds.": lambda: nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([3])),

@@ -140,6 +140,11 @@ def test_several_batches_are_sent_to_predict_stream(given):
     assert ("predict_stream" in str(caught.value)) == (not isinstance(given, int))
 
 
+def test_an_array_has_to_become_a_tensor():
+    with pytest.raises(xl.errors.InputError, match=r"got ndarray\. Fix: torch\.from_numpy\(inputs\)"):
+        xl.predict(NET, IMAGES[:2].numpy(), POLICY)
+
+
 PART = IMAGES[:101]
 WHOLE = xl.predict(NET, PART, POLICY, attention=True)
 

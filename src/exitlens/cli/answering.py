@@ -337,8 +337,9 @@ def demo(
     notes = []
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f}x faster than the plain backbone, "
-        notes.append(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f} times as fast as the plain backbone, "
+        change = f"{abs(100 * s['accuracy_drop']):.2f} points {'more' if s['accuracy_drop'] < 0 else 'less'} accurate"
+        notes.append(f"{line}{change}, cost {s['cost']:.2f}")
     notes.append(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
     show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows, notes)
 
@@ -432,7 +433,6 @@ def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bo
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.edge.export import GOLDEN
     from exitlens.edge.packages import export_package, place_package
-    from exitlens.types.policies import DEFAULT
     from exitlens.types.tasks import refuse_segmentation
 
     place_package(out, server, overwrite=overwrite)  # raises before the export, which takes its time
@@ -441,9 +441,9 @@ def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bo
         if not (bundle / GOLDEN).is_file():
             (net, chosen), named = load_calibrated(bundle, policy), xl.load_policies(bundle)
             refuse_segmentation(net.info.task, "bundle: a package for another server")
-            named.pop(DEFAULT, None)
-            bundle, policy = xl.export(net, chosen, Path(folder) / "edge", policies=named), DEFAULT
-        directory = export_package(bundle, out, server, policy=policy or DEFAULT, overwrite=overwrite)
+            named.pop("default", None)
+            bundle, policy = xl.export(net, chosen, Path(folder) / "edge", policies=named), "default"
+        directory = export_package(bundle, out, server, policy=policy or "default", overwrite=overwrite)
     _show_files(directory, f"model for {server}", json_)
 
 
@@ -464,12 +464,8 @@ def push(
 ) -> None:
     """Push a bundle with a model card to the Hugging Face Hub (extra `hub`); --bundle hf://USER/NAME then names it."""
     address = xl.push_to_hub(bundle, repo, private=private, message=message)
-    show(
-        json_,
-        {"address": address},
-        f"{bundle} is on the Hub; this address names its present state for good",
-        [["address"], [address]],
-    )
+    title = f"{bundle} is on the Hub; this address names its present state for good"
+    show(json_, {"address": address}, title, [["address"], [address]])
 
 
 @verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from exitlens.errors import InputError, first_line, import_extra
 from exitlens.io import read_json, write_text
@@ -19,42 +20,13 @@ from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
 _PIPELINES = {"image": "image-classification", "text": "text-classification", "vector": "tabular-classification"}
-_DENSE = "image-segmentation"
+_PIPELINES |= {"segmentation": "image-segmentation"}
 _TAGS = ("exitlens", "early-exit")
 _BEGIN = "<!-- exitlens: from the record of bundle {}; text of your own goes above this line or below the last -->"
 _END = "<!-- exitlens: end of the record -->"
 _RECORD = re.compile(f"{_BEGIN.format('([0-9a-f]+)')}.*?{_END}", re.S)
 _ADDRESS = re.compile(r"hf://[\w.-]+/[\w.-]+")
 _UNSAID = "*What it was trained on, and what it is for, its author has not written here yet.*"
-
-
-class _Facts(NamedTuple):
-    """What a card says of a network, by the names that the manifest of an edge bundle has."""
-
-    modality: str
-    num_classes: int
-    classes: Sequence[str]
-    num_exits: int
-    task: str = "classes"
-    precision: str = ""  # of the files of an edge bundle
-    cost: Sequence[float] = ()  # of each exit; empty: not in the files
-    at: Sequence[str] = ()
-    sources: Sequence[str] = ()
-    is_unfinished: bool = False
-
-    @property
-    def is_edge(self) -> bool:
-        return bool(self.precision)
-
-    @property
-    def title(self) -> str:
-        kind = "segmentation" if self.task == "segmentation" else "classifier"
-        return f"{self.modality} {kind} with {self.num_exits} exits".capitalize()
-
-    @property
-    def pipeline(self) -> str | None:
-        """What the Hub calls the network's task, if it has a word for it."""
-        return _DENSE if self.task == "segmentation" else _PIPELINES.get(self.modality)
 
 
 def write_card(directory: Path, report: Report | None = None) -> None:
@@ -64,12 +36,18 @@ def write_card(directory: Path, report: Report | None = None) -> None:
     """
     from exitlens.delivery.explanations import load_template
 
-    facts, policies, path = _read_facts(directory), _read_policies(directory), directory / CARD
-    policy = policies.pop(DEFAULT, None)
+    manifest, policies, path = read_json(directory / MANIFEST), _read_policies(directory), directory / CARD
+    policy, info = policies.pop(DEFAULT, None), _read_info(directory, manifest)
+    modality, kind = info.modality.name, "segmentation" if info.task == "segmentation" else "classifier"
+    title = f"{modality} {kind} with {len(info.at) + 1} exits".capitalize()
+    pipeline = _PIPELINES.get(info.task) or _PIPELINES.get(modality)
     record = None if policy is None or policy.is_changed else policy.calibration
-    columns = {} if policy is None else _tabulate(facts, policy, record, report)
+    columns = {} if policy is None else _tabulate(policy, record, report, manifest.get("cost", ()))
     text = load_template("card.md.j2").render(
-        facts=facts,
+        info=info,
+        sources=_list_sources(info),
+        precision=manifest.get("precision"),  # of the files of an edge bundle
+        is_unfinished="unfinished" in manifest,
         policy=policy,
         calibration=record,
         others=policies,
@@ -78,13 +56,13 @@ def write_card(directory: Path, report: Report | None = None) -> None:
         rows=list(zip(*columns.values(), strict=True)),
     )
     begin, text = _BEGIN.format(_hash_bundle(directory)), re.sub(r"\n{3,}", "\n\n", text).strip()
-    written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, f"---\n{{}}\n---\n\n# {facts.title}\n\n{_UNSAID}\n")
+    written, card = f"{begin}\n\n{text}\n\n{_END}", _open_card(path, f"---\n{{}}\n---\n\n# {title}\n\n{_UNSAID}\n")
     is_marked = _RECORD.search(card.text) is not None
     card.text = _RECORD.sub(lambda _: written, card.text) if is_marked else f"{card.text.rstrip()}\n\n{written}\n"
-    card.data.library_name, card.data.pipeline_tag = "exitlens", facts.pipeline
+    card.data.library_name, card.data.pipeline_tag = "exitlens", pipeline
     card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
-    card.data.model_name = card.data.model_name or facts.title
-    card.data.eval_results = list(_list_results(facts, record, report)) or None
+    card.data.model_name = card.data.model_name or title
+    card.data.eval_results = _list_results(pipeline or f"{modality}-classification", record, report) or None
     write_text(path, str(card))
 
 
@@ -126,35 +104,29 @@ def _read_policies(directory: Path) -> dict[str, Policy]:
     return {name: Policy.from_dict(policy) for name, policy in values.items() if policy is not None}
 
 
-def _read_facts(directory: Path) -> _Facts:
-    manifest = read_json(directory / MANIFEST)
+def _read_info(directory: Path, manifest: dict[str, Any]) -> NetworkInfo:
     if "segments" in manifest:
-        return _Facts(**{name: manifest[name] for name in _Facts._fields if name in manifest})
+        return NetworkInfo.from_edge(manifest)
     values = read_json(directory / "network.json")
-    info = NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
-    sources = [member.source for member in info.members or (info,)]
+    return NetworkInfo.from_dict({field.name: values[field.name] for field in fields(NetworkInfo) if field.name in values})
+
+
+def _list_sources(info: NetworkInfo) -> list[str]:
     if info.config and info.source == "hf:":  # made by its configuration, without a directory
-        sources = [f"the architecture {info.config['model_type']} of transformers"]
-    return _Facts(
-        info.modality.name,
-        info.num_classes,
-        info.classes,
-        len(info.at) + 1,
-        info.task,
-        at=() if info.members else info.at,
-        sources=sources,
-        is_unfinished="unfinished" in manifest,
-    )
+        return [f"the architecture {info.config['model_type']} of transformers"]
+    return [member.source for member in info.members or (info,)]
 
 
-def _tabulate(facts: _Facts, policy: Policy, record: Calibration | None, report: Report | None) -> dict[str, list[str]]:
-    """Return the columns of the table of exits, by their heads."""
+def _tabulate(
+    policy: Policy, record: Calibration | None, report: Report | None, cost: Sequence[float]
+) -> dict[str, list[str]]:
+    """Return the columns of the table of exits, by their heads; ``cost`` of each exit is for want of a report."""
     rows = report.exits if report else ()
     counts = [sum(cells) for cells in record.reference.counts] if record and record.reference else []
     columns = {
-        "exit": [exit_name(k, facts.num_exits) for k in range(facts.num_exits)],
+        "exit": [exit_name(k, policy.num_exits) for k in range(policy.num_exits)],
         "threshold": [*(format_threshold(level, 3) for level in policy.thresholds), "answers the rest"],
-        "cost": [f"{cost:.3f}" for cost in [row.cost for row in rows] or facts.cost],
+        "cost": [f"{each:.3f}" for each in [row.cost for row in rows] or cost],
         "answers (%)": [_percent(share) for share in [row.share for row in rows] or [n / sum(counts) for n in counts]],
         "accuracy of these (%)": [_percent(row.accuracy_when_taken) for row in rows],
         "accuracy on all samples (%)": [_percent(row.accuracy) for row in rows],
@@ -162,29 +134,25 @@ def _tabulate(facts: _Facts, policy: Policy, record: Calibration | None, report:
     return {head: cells for head, cells in columns.items() if cells}
 
 
-def _list_results(facts: _Facts, record: Calibration | None, report: Report | None) -> Iterator[Any]:
-    """Yield what the metadata has of figures: of test samples, or of those that tested the certificate."""
+def _list_results(task: str, record: Calibration | None, report: Report | None) -> list[Any]:
+    """Return what the metadata has of figures: of test samples, or of those that tested the certificate."""
     figures: dict[str, float | None] = {}
+    samples, split = 0, "test"
     if report is not None:
+        samples, pixels = report.samples, report.pixels
         figures = {"accuracy": report.accuracy, "accuracy_drop": report.accuracy_drop, "mean_cost": report.cost}
-        figures |= {} if report.pixels is None else {"mean_iou": report.pixels.mean_iou}
-        samples, split = f"{report.samples:,} test samples of the author", "test"
+        figures |= {"mean_iou": None if pixels is None else pixels.mean_iou}
     elif record is not None:
-        tested = record.certification
+        samples, split, tested = record.samples, "calibration", record.certification
         passed = () if tested is None or tested.reason else tested.tests
         figures = {test.name.removeprefix("max_"): test.mean for test in passed} | {"mean_cost": record.cost}
-        samples, split = f"{record.samples:,} calibration samples of the author", "calibration"
-    for name, value in figures.items():
-        if value is not None:
-            yield import_extra("huggingface_hub", "hub", "a model card").EvalResult(
-                task_type=facts.pipeline or f"{facts.modality}-classification",
-                dataset_type="not-published",
-                dataset_name=samples,
-                dataset_split=split,
-                metric_type=name,
-                metric_name=name.replace("_", " ").capitalize(),
-                metric_value=round(value, 4),
-            )
+    make = partial(import_extra("huggingface_hub", "hub", "a model card").EvalResult, dataset_split=split)
+    data = f"{samples:,} {split} samples of the author"
+    return [
+        make(task, "not-published", data, name, round(value, 4), metric_name=name.replace("_", " ").capitalize())
+        for name, value in figures.items()
+        if value is not None
+    ]
 
 
 def _percent(share: float | None) -> str:

@@ -106,7 +106,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     started = time.perf_counter() - (read_json(clock) if clock.exists() else 0.0)  # as if there had been no interruption
     console = Console(quiet=quiet)
     with record_source(out, DataSource("scenes", size=settings.size, seed=settings.seed), resume=resume):
-        console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone; and tests")
+        console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, plain backbone; then tests")
         data, measured = train_all(out / TRAINING, settings, started, quiet)
     nets = {name: load(out / TRAINING / name / "bundle")[0] for name in RUNS}
     subjects = [Subject(TITLES[name], nets[name], *measured[name][:3]) for name in ("egt", "baseline")]

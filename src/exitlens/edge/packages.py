@@ -16,7 +16,13 @@ from exitlens.io import read_json, replace_directory, verify_checksums, write_te
 from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import refuse_segmentation
 
-SERVERS = {"triton": "1/edge", "mlserver": "edge", "kserve": "edge", "bentoml": "edge"}  # and where the bundle lies
+PLACES = {"triton": "1/edge", "mlserver": "edge", "kserve": "edge", "bentoml": "edge"}  # of the bundle, by server
+NEEDS = {
+    "triton": "numpy>=1.26,<2",
+    "mlserver": "mlserver>=1.6,<2",
+    "kserve": "kserve>=0.15,<1",
+    "bentoml": "bentoml>=1.4,<2",
+}
 NAME = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a name that Kubernetes takes, too
 
 
@@ -38,53 +44,48 @@ def export_package(
         ExportError: if the server cannot run the network.
         BundleError: for a missing or altered edge bundle; PolicyError: for an unknown policy.
     """
-    source, (target, place) = Path(edge).resolve(), place_package(directory, server, overwrite=overwrite)
+    source, target = Path(edge).resolve(), place_package(directory, server, overwrite=overwrite)
     manifest = _read_manifest(source, policy)
     refuse_segmentation(manifest.get("task", "classes"), "edge: a package for another server")
     files = render_package(manifest, target.name, server, policy)
-    with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
-        shutil.copytree(source, temporary / place)
+    with replace_directory(target, {Path(name).parts[0] for name in (*files, PLACES[server])}) as temporary:
+        shutil.copytree(source, temporary / PLACES[server])
         for name, text in files.items():
             write_text(temporary / name, text)
     return target
 
 
-def place_package(directory: str | Path, server: str, *, overwrite: bool = False) -> tuple[Path, str]:
-    """Return where a package is written, and where in it the edge bundle lies; see :func:`export_package`."""
+def place_package(directory: str | Path, server: str, *, overwrite: bool = False) -> Path:
+    """Return where a package is written; raise what :func:`export_package` raises before it reads the edge bundle."""
     target = Path(directory).resolve()
-    if server not in SERVERS:
-        raise InputError(f"server: expected one of {', '.join(SERVERS)}, got {server!r}.{suggest(server, SERVERS)}")
+    if server not in PLACES:
+        raise InputError(f"server: expected one of {', '.join(PLACES)}, got {server!r}.{suggest(server, PLACES)}")
     if not NAME.fullmatch(target.name):
         raise InputError(
             f"directory: its name is the model's, of a-z, 0-9 and - (63 at most), got {target.name!r}. Fix: rename it."
         )
-    if target.exists() and not (overwrite and (target / SERVERS[server] / MANIFEST).is_file()):
+    if target.exists() and not (overwrite and (target / PLACES[server] / MANIFEST).is_file()):
         fix = "Fix: choose another directory (overwrite=True replaces an earlier package)."
         raise OutputExistsError(f"directory: {target} exists. {fix}")
-    return target, SERVERS[server]
+    return target
 
 
 def render_package(manifest: dict[str, Any], name: str, server: str, policy: str) -> dict[str, str]:
-    """Return the text files of a package by name, for an edge bundle with this manifest: its templates, filled in."""
-    inputs, takes_texts = manifest["inputs"], "tokenizer" in (manifest["preprocess"] or {})
-    if server == "bentoml" and len(inputs) > 1 and not takes_texts:
+    """Return the text files of a package by name, for an edge bundle with this manifest: templates and requirements."""
+    inputs, is_text = manifest["inputs"], "tokenizer" in (manifest["preprocess"] or {})
+    if server == "bentoml" and len(inputs) > 1 and not is_text:
         raise ExportError(
             f"server: BentoML gathers batches of one array, this network takes {[x['name'] for x in inputs]}. "
             "Fix: choose triton, mlserver or kserve."
         )
     version = manifest["network"][:12]
-    facts = {
-        "name": name,
-        "version": version,
-        "policy": policy,
-        "note": f"Written by exitlens {exitlens.__version__}, network {version}.",
-        "runtime": f"exitlens-runtime{'[text]' if takes_texts else ''}=={exitlens.__version__}",
-        "input": inputs[0],
-        "takes_texts": takes_texts,
-    }
+    note = f"Written by exitlens {exitlens.__version__}, network {version}."
+    facts = {"name": name, "version": version, "policy": policy, "note": note, "input": inputs[0], "is_text": is_text}
     loader, undefined = jinja2.PackageLoader("exitlens.edge", f"servers/{server}"), jinja2.StrictUndefined
     templates = jinja2.Environment(loader=loader, undefined=undefined, trim_blocks=True, keep_trailing_newline=True)
-    return {path.removesuffix(".j2"): templates.get_template(path).render(facts) for path in templates.list_templates()}
+    files = {path.removesuffix(".j2"): templates.get_template(path).render(facts) for path in templates.list_templates()}
+    runtime = f"exitlens-runtime{'[text]' if is_text else ''}=={exitlens.__version__}"
+    return files | {"requirements.txt": f"{runtime}\n{NEEDS[server]}\n"}
 
 
 def _read_manifest(source: Path, policy: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
@@ -117,6 +117,28 @@ class NetworkInfo:
         members, preprocess = tuple(map(cls.from_dict, values.get("members", ()))), values["preprocess"]
         rest = {name: _to_tuples(value) for name, value in values.items() if name not in ("members", "preprocess")}
         info = cls(**rest, members=members)
+        return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))
+
+    @classmethod
+    def from_edge(cls, manifest: Mapping[str, Any]) -> NetworkInfo:
+        """Return what the manifest of an edge bundle says of its network."""
+        names, kinds = (tuple(str(given[key]) for given in manifest["inputs"]) for key in ("name", "dtype"))
+        shapes = tuple(tuple(given["shape"]) for given in manifest["inputs"])
+        has_floats = any(kind.startswith("float") for kind in kinds)
+        is_alone = has_floats and len(names) == 1
+        info = cls(
+            at=("",) * (int(manifest["num_exits"]) - 1),
+            num_classes=int(manifest["num_classes"]),
+            final="head",
+            input_shape=shapes[0],
+            classes=tuple(manifest["classes"]),
+            inputs=() if is_alone else names,
+            dtypes=() if is_alone else kinds,
+            input_shapes=shapes if has_floats and not is_alone else (),
+            map_offsets=tuple(map(tuple, manifest["map_offsets"])),
+            task=manifest.get("task", "classes"),
+        )
+        preprocess = manifest["preprocess"]
         return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))
 
 

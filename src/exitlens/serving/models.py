@@ -245,7 +245,10 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
         raise BundleError(f"{source / MANIFEST}: expected format {FORMAT}, got {got}. Fix: export the network again.")
     verify_checksums(source, manifest)
     try:
-        info, spec = _read_network(manifest)
+        info = NetworkInfo.from_edge(manifest)
+        dtypes, prefix = tuple(getattr(torch, given["dtype"]) for given in manifest["inputs"]), int(manifest["prefix"])
+        vocabulary, shapes = tuple(manifest["vocabulary"]), info.input_shapes
+        spec = InputSpec(info.inputs, info.input_shape, True, vocabulary, prefix, dtypes, shapes=shapes)
         paths = [str(segment["file"]) for segment in manifest["segments"]]
         if not set(paths) <= set(manifest["sha256"]):  # these have no path in their names
             raise ValueError(f"no checksum for some of {paths}")
@@ -271,31 +274,6 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
             yield engine
 
     return ServedModel(name, "", info, spec, cost, policies, open_engine, exits, None)
-
-
-def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
-    """Return the facts about the network that an edge bundle has, and the inputs it takes."""
-    names, kinds = (tuple(str(given[key]) for given in manifest["inputs"]) for key in ("name", "dtype"))
-    shapes = tuple(tuple(given["shape"]) for given in manifest["inputs"])
-    has_floats = any(kind.startswith("float") for kind in kinds)
-    is_alone = has_floats and len(names) == 1
-    info = NetworkInfo(
-        at=("",) * (int(manifest["num_exits"]) - 1),
-        num_classes=int(manifest["num_classes"]),
-        final="head",
-        input_shape=shapes[0],
-        classes=tuple(manifest["classes"]),
-        inputs=() if is_alone else names,
-        dtypes=() if is_alone else kinds,
-        input_shapes=shapes if has_floats and not is_alone else (),
-        map_offsets=tuple(map(tuple, manifest["map_offsets"])),
-        task=manifest.get("task", "classes"),
-    )
-    if manifest["preprocess"] is not None:
-        info = replace(info, preprocess=info.modality.preprocess.from_dict(manifest["preprocess"]))
-    dtypes, vocabulary = tuple(getattr(torch, kind) for kind in kinds), tuple(manifest["vocabulary"])
-    spec = InputSpec(info.inputs, shapes[0], True, vocabulary, int(manifest["prefix"]), dtypes, shapes=info.input_shapes)
-    return info, spec
 
 
 def _check_golden(path: Path, engine: OnnxEngine, manifest: Mapping[str, Any]) -> None:

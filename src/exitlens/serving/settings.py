@@ -23,6 +23,7 @@ from exitlens.types.settings import (
 
 LONGEST_ID = 128  # characters of a request's id
 UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)
+PORT = NumberRule("a whole number from 0 to 65535", lambda value: isinstance(value, int) and 0 <= value < 2**16)
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class ServerSettings:
         if not self.bundles:
             raise InputError("bundles: expected at least one, got none. Fix: name the directory of a bundle.")
         check_number("workers", self.workers, COUNT)
+        check_number("port", self.port, PORT)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert, tls_key: expected both or neither, got one. Fix: give the certificate and its key.")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):

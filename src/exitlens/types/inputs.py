@@ -9,7 +9,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 
 Inputs = Tensor | Mapping[str, Tensor]
 Groups = tuple[tuple[str, tuple[int, ...]], ...]  # names of groups of features, and which features they have
@@ -118,6 +118,7 @@ def draw_samples(count: int, limit: int, seed: int = 0) -> Tensor:
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
     """Raise :class:`InputError` unless there are ``batch`` integers in ``[0, classes)`` (checked on the CPU only)."""
+    require(labels, Tensor, name, "torch.tensor(labels) makes one")
     if labels.shape != (batch,) or labels.is_floating_point():
         raise InputError(f"{name}: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
     if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):

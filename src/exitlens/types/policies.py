@@ -420,7 +420,9 @@ class Policy:
             thresholds = tuple(float(t) for t in self.thresholds)
             temperatures = tuple(float(t) for t in self.temperatures) or (1.0,) * (len(thresholds) + 1)
         except (TypeError, ValueError) as error:
-            raise PolicyError(f"thresholds and temperatures: expected sequences of numbers ({error})") from error
+            raise PolicyError(
+                f"thresholds and temperatures: expected sequences of numbers, such as (0.9, 0.8) ({error})"
+            ) from error
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "temperatures", temperatures)
         if any(math.isnan(t) or t == -math.inf for t in thresholds):

@@ -69,6 +69,7 @@ def predict(
     if not isinstance(inputs, Tensor | Mapping):
         many = isinstance(inputs, str | Path | Dataset | Iterable)
         hint = ": call exitlens.predict_stream for a folder, a loader or several batches" if many else ""
+        hint = ". Fix: torch.from_numpy(inputs)" if hasattr(inputs, "__array__") else hint
         raise InputError(f"inputs: expected a torch.Tensor or a dict of them, one batch, got {type(inputs).__name__}{hint}")
     if tiles is not None:
         return _predict_tiles(net, inputs, policy, tiles, attention)

@@ -128,6 +128,16 @@ def test_an_interrupted_training_is_told_as_such(tiny_set):
     assert listener.told[-1][1].status == "interrupted"
 
 
+def test_what_on_end_raises_after_ctrl_c_comes_after_how_to_go_on(tiny_set, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train([Listener(raises="end")], tiny_set, out_dir=tmp_path / "r", augment=raise_at(KeyboardInterrupt(), STEPS + 2))
+    assert caught.value.__notes__ == [
+        "after epoch 1 of 3",
+        f"resume=True (--resume) goes on in {tmp_path / 'r'}",
+        "callbacks: on_end raised OSError: end is out of reach",
+    ]
+
+
 def test_a_guide_is_not_told(tiny_set):
     listener = Listener()
     train([listener], tiny_set, rely_on="map", epochs=1)

@@ -6,9 +6,7 @@ Source: https://kserve.github.io/website/docs/model-serving/predictive-inference
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -70,11 +68,10 @@ class Cascade(kserve.Model):  # type: ignore[misc]  # KServe is not always there
 
 def main() -> None:
     """Serve one bundle until the process is stopped."""
-    options = argparse.ArgumentParser(parents=[parser], conflict_handler="resolve")
-    options.add_argument("--edge", type=Path, required=True, help="directory that exitlens export wrote")
-    options.add_argument("--policy", default="default", help="name of a policy in the bundle")
-    options.add_argument("--threads", type=int, default=0, help="number of threads (default: one for each processor)")
-    given, _ = options.parse_known_args()
+    parser.add_argument("--edge", required=True, help="directory that exitlens export wrote")
+    parser.add_argument("--policy", default="default", help="name of a policy in the bundle")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads (default: one for each processor)")
+    given, _ = parser.parse_known_args()
     net = load(given.edge, policy=given.policy, threads=given.threads)
     kserve.ModelServer().start([Cascade(given.model_name, net)])
 

@@ -24,10 +24,8 @@ class Cascade:
     def auto_complete_config(cls, config: Any) -> Any:
         """Tell the server the tensors of requests and answers."""
         manifest = read_manifest(cls.edge)
-        for add, tensors in (
-            (config.add_input, describe_inputs(manifest)),
-            (config.add_output, describe_outputs(manifest)),
-        ):
+        pairs = (config.add_input, describe_inputs(manifest)), (config.add_output, describe_outputs(manifest))
+        for add, tensors in pairs:
             for x in tensors:  # the server has no tensors without axes: (B,) is (B,1)
                 add({"name": x["name"], "data_type": f"TYPE_{x['datatype']}", "dims": x["shape"][1:] or [1]})
         return config
@@ -41,11 +39,9 @@ class Cascade:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests of a batch together; one with bad inputs fails alone."""
-        given, wanted = [], []
-        for request in requests:
-            given.append({name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self.names})
-            wanted.append(request.requested_output_names())
-        responses = []
+        get, responses = triton.get_input_tensor_by_name, []
+        given = [{name: get(request, name).as_numpy() for name in self.names} for request in requests]
+        wanted = [request.requested_output_names() for request in requests]
         for outputs in answer_requests(self.net, given, wanted):
             if isinstance(outputs, Exception):
                 error = triton.TritonError(str(outputs), triton.TritonError.INVALID_ARG)

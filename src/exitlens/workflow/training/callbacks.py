@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from exitlens.errors import InputError, first_line, require
 from exitlens.functional.losses import EGTLoss
@@ -81,56 +81,39 @@ def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
             )
 
 
-class CallbackCalls:
-    """Calls the callbacks of a run, in the first of its processes; an error there is the error of all.
+@contextmanager
+def tell_callbacks(callbacks: Sequence[TrainingCallback], run: TrainingRun) -> Iterator[Callable[[], None]]:
+    """Tell the callbacks of a run its start and its end, in the first of its processes; an error there is the error of all.
 
-    A context: callbacks that were told of the start are told of an end by an error, too.
+    Yields what tells them the last epoch. Those that were told of the start are told of an end by an error, too, which gets
+    theirs as a note; the other processes may be lost then, so nothing is shared with them.
     """
+    started: list[TrainingCallback] = []
 
-    def __init__(self, callbacks: Sequence[TrainingCallback], run: TrainingRun) -> None:
-        self.run, self.callbacks = run, callbacks if run.ranks.is_first else ()
-        self.started: list[TrainingCallback] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Call ``on_end`` after the error that ended training; it gets theirs as a note.
-
-        The other processes may be lost, so nothing is shared with them.
-        """
-        if error is None:
-            return
-        history = self.run.history
-        try:
-            self._end("failed" if isinstance(error, Exception) else "interrupted", history[-1] if history else None)
-        except Exception as another:
-            error.add_note(f"callbacks: on_end raised {type(another).__name__}: {first_line(another)}")
-
-    def start(self) -> None:
-        """Call ``on_start`` of each."""
-        run = self.run
-        start = TrainingStart(run.net, run.settings, run.loss, run.out_dir, tuple(map(flatten_row, run.history)))
+    def tell_epoch() -> None:
+        row = flatten_row(run.history[-1])
         with run.ranks.together():
-            for callback in self.callbacks:
-                callback.on_start(start)
-                self.started.append(callback)
-
-    def tell_epoch(self) -> None:
-        """Call ``on_epoch`` of each with the last epoch."""
-        row = flatten_row(self.run.history[-1])
-        with self.run.ranks.together():
-            for callback in self.callbacks:
+            for callback in started:
                 callback.on_epoch(row)
 
-    def finish(self, kept_epoch: int) -> None:
-        """Call ``on_end`` of each after a whole training, which keeps the weights of this epoch (from 1)."""
-        with self.run.ranks.together():
-            self._end("finished", self.run.history[kept_epoch - 1])
-
-    def _end(self, status: Status, row: dict[str, Any] | None) -> None:
-        end = TrainingEnd(status, self.run.net, flatten_row(row) if row else {})
-        started, self.started = self.started, []
+    def tell_end(status: Status, epoch: int) -> None:  # from 1; 0: there is none
+        end = TrainingEnd(status, run.net, flatten_row(run.history[epoch - 1]) if epoch else {})
         with ExitStack() as stack:  # calls all of them, last in first out, whatever the others raise
             for callback in reversed(started):
                 stack.callback(callback.on_end, end)
+
+    try:
+        start = TrainingStart(run.net, run.settings, run.loss, run.out_dir, tuple(map(flatten_row, run.history)))
+        with run.ranks.together():
+            for callback in callbacks if run.ranks.is_first else ():
+                callback.on_start(start)
+                started.append(callback)
+        yield tell_epoch
+    except BaseException as error:
+        try:
+            tell_end("failed" if isinstance(error, Exception) else "interrupted", run.epochs_done)
+        except Exception as another:
+            error.add_note(f"callbacks: on_end raised {type(another).__name__}: {first_line(another)}")
+        raise
+    with run.ranks.together():
+        tell_end("finished", run.kept_epoch)

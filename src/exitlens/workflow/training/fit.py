@@ -31,7 +31,7 @@ from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
 from exitlens.types.tasks import refuse_segmentation
 from exitlens.workflow.training.augmentation import Augmentation
-from exitlens.workflow.training.callbacks import CallbackCalls, TrainingCallback, check_callbacks
+from exitlens.workflow.training.callbacks import TrainingCallback, check_callbacks, tell_callbacks
 from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
@@ -179,12 +179,11 @@ def fit(  # noqa: PLR0913
             net.describe(task=check_validation(net, val))
         shown = progress and ranks.is_first
         with (
-            CallbackCalls(callbacks, run) as calls,
             run.open(resume, train),
+            tell_callbacks(callbacks, run) as tell_epoch,
             SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
             show_progress(shown) as bar,
         ):
-            calls.start()
             note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
             if run.note:
                 note(run.note)
@@ -198,12 +197,11 @@ def fit(  # noqa: PLR0913
                         run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
             if settings.rely_on == "map" and not run.is_over:
                 run.guide = _train_guide(run, train, val, resume, bar, note)
-            _train(run, train, val, bar, note, calls.tell_epoch)
+            _train(run, train, val, bar, note, tell_epoch)
             if run.epochs_done < settings.epochs:
                 note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
-            kept = run.finish()
-            calls.finish(kept)
-    return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
+            run.finish()
+    return FitResult(run.history, run.best_epoch, run.seconds, directory, run.kept_epoch)
 
 
 def _train(

@@ -103,6 +103,11 @@ class TrainingRun:
         return values.index(max(values)) + 1 if values else 0
 
     @property
+    def kept_epoch(self) -> int:
+        """The epoch (from 1) whose weights :meth:`finish` keeps."""
+        return self.best_epoch if self.settings.kept_epoch == "best" else self.epochs_done
+
+    @property
     def is_over(self) -> bool:
         """True if all epochs are done, or the last ``patience`` epochs brought nothing better."""
         patience = self.settings.patience
@@ -144,15 +149,14 @@ class TrainingRun:
                     shutil.rmtree(out_dir / record.GUIDE, ignore_errors=True)
             raise
         except KeyboardInterrupt as stop:
-            if hasattr(stop, "__notes__"):  # of the guide
-                raise
             at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
             at += "; the pass of the frozen backbone is repeated" if self.settings.freeze_backbone else ""
             at = f"{self.prefix}{at}"
             folder = out_dir.parent if out_dir and self.is_guide else out_dir
             kept = f"resume=True (--resume) goes on in {folder}" if folder else "nothing was written without out_dir"
-            stop.add_note(at)  # the command line keeps this note, and says in its own words how to go on
-            stop.add_note(kept)
+            notes = getattr(stop, "__notes__", [])
+            if kept not in notes:  # else the guide was stopped, and has said so
+                stop.__notes__ = [at, kept, *notes]  # the command line keeps the first, and says itself how to go on
             raise
 
     def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
@@ -332,10 +336,9 @@ class TrainingRun:
 
         self.ranks.share(write)
 
-    def finish(self) -> int:
-        """Leave the network in evaluation mode with the weights to keep, and return their epoch."""
-        is_best = self.settings.kept_epoch == "best"
-        if is_best and self.best_epoch != self.epochs_done:
+    def finish(self) -> None:
+        """Leave the network in evaluation mode with the weights to keep."""
+        if self.kept_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
                 best = self.out_dir / record.BEST
@@ -345,7 +348,6 @@ class TrainingRun:
         elif self.average is not None:
             load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
-        return self.best_epoch if is_best else self.epochs_done
 
 
 def compute_gradients(
