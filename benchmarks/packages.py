@@ -1,8 +1,8 @@
 """Measure models of `exitlens export --for` in other people's servers, beside the whole backbone as one ONNX file in the same server.
 
-Cells: SERVER (triton, mlserver, kserve, bentoml). Their programs have to be on PATH (`tritonserver`, `mlserver`, `bentoml`, and as `kserve-python` the
-Python that has KServe), each from an environment of its own, since their requirements exclude one another. Both models are packages of the same kind; in the whole backbone's, the only
-file is the plain backbone's, without a map. Half an hour on two cores, nothing else running.
+Cells: SERVER (triton, mlserver, which also serves in KServe's container, and bentoml). Their programs have to be on PATH (`tritonserver`, `mlserver`, `bentoml`), each
+from an environment of its own, since their requirements exclude one another. Both models are packages of the same kind; in the whole backbone's, the only
+file is the plain backbone's, without a map. Twenty minutes on two cores, nothing else running.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ class Rival:
 RIVALS = {
     "triton": Rival(INFER, "/v2/models/net/ready", 60.0),
     "mlserver": Rival(INFER, "/v2/models/net/ready", 36.0),
-    "kserve": Rival(INFER, "/v2/models/net/ready", 16.0),
     "bentoml": Rival("/classify", "/readyz", 40.0),
 }
 
@@ -165,8 +164,6 @@ def serve(settings: Mapping[str, Any]) -> None:
     words = {
         "triton": f"tritonserver --model-repository {folder.parent} --http-port {port} --allow-grpc false --allow-metrics false",
         "mlserver": f"mlserver start {folder}",
-        "kserve": "kserve-python -m exitlens_runtime.servers.kserve --edge edge --model_name net --threads 1"
-        f" --http_port {port} --enable_grpc false",
         "bentoml": f"bentoml serve service:Cascade --port {port}",
     }[settings["name"]].split()
     os.environ |= {f"MLSERVER_{kind}_PORT": str(port + i) for i, kind in enumerate(("HTTP", "GRPC", "METRICS"))}
@@ -175,8 +172,8 @@ def serve(settings: Mapping[str, Any]) -> None:
 
 
 def make_packed_request(name: str, images: Array) -> bytes:
-    """Return a request in the form that its server reads best: binary tensors for Triton and KServe, JSON for the others."""
-    if name in ("triton", "kserve"):
+    """Return a request in the form that its server reads best: binary tensors for Triton, JSON for the others."""
+    if name == "triton":
         return make_infer_request(images, OUTPUTS)
     content: Tree = {"inputs": images.tolist()}
     if name == "mlserver":

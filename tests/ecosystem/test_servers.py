@@ -1,6 +1,5 @@
 """The packages of ``exitlens export --for`` in the real servers, started as processes: answers are those of ``predict``.
 
-MLServer and KServe need versions of Starlette that exclude each other: each is tested in the environment that has it.
 ``nvidia-pytriton`` brings the server and the Python backend of Triton.
 """
 
@@ -106,25 +105,16 @@ def check(port, images, expected, binary):
 
 
 @pytest.mark.slow
-def test_mlserver(served, tmp_path):
+@pytest.mark.parametrize("server", ["mlserver", "kserve"])  # whose container does the same
+def test_mlserver(served, tmp_path, server):
     find("mlserver")
     edge, images, expected = served
-    package, port = export_package(edge, tmp_path / "net", "mlserver"), choose_port()
+    package, port = export_package(edge, tmp_path / "net", server), choose_port()
     ports = {"MLSERVER_HTTP_PORT": port, "MLSERVER_GRPC_PORT": choose_port(), "MLSERVER_METRICS_PORT": choose_port()}
     env = os.environ | {name: str(value) for name, value in ports.items()}
     words = [Path(sys.executable).with_name("mlserver"), "start", package]
     with start(words, port, "/v2/models/net/ready", env=env, cwd=tmp_path):
         check(port, images, expected, binary=False)  # over HTTP it takes JSON only
-
-
-@pytest.mark.slow
-def test_kserve(served, tmp_path):
-    find("kserve")
-    edge, images, expected = served
-    package, port = export_package(edge, tmp_path / "net", "kserve"), choose_port()
-    words = [sys.executable, "-m", "exitlens_runtime.servers.kserve", "--edge", package / "edge", "--model_name", "net"]
-    with start([*words, "--http_port", port, "--enable_grpc", "false"], port, "/v2/models/net/ready"):
-        check(port, images, expected, binary=True)
 
 
 @pytest.mark.slow

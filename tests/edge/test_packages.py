@@ -64,8 +64,10 @@ def test_kserve_has_an_image_and_a_service(edge, tmp_path):
     service = yaml.safe_load((package / "inference-service.yaml").read_text())
     (container,) = service["spec"]["predictor"]["containers"]
     assert (service["kind"], service["metadata"]["name"]) == ("InferenceService", "net")
-    assert container["args"] == ["--model_name", "net", "--policy", "last", "--threads", "1"]
-    assert "exitlens_runtime.servers.kserve" in (package / "Dockerfile").read_text()
+    assert container["ports"] == [{"containerPort": 8080, "protocol": "TCP"}]  # MLServer's
+    assert '["mlserver", "start", "/model"]' in (package / "Dockerfile").read_text()
+    settings = json.loads((package / "model-settings.json").read_text())
+    assert settings["parameters"]["extra"] == {"policy": "last", "threads": 1}
 
 
 def test_bentoml_has_a_service_and_a_build_file(edge, tmp_path):

@@ -1,4 +1,7 @@
-"""export_package: write what Triton, MLServer, KServe or BentoML start, with an edge bundle inside."""
+"""export_package: write what Triton, MLServer, KServe or BentoML start, with an edge bundle inside.
+
+In KServe the model's container runs MLServer, which speaks the protocol that KServe asks in and gathers requests.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,8 @@ from exitlens.types.tasks import refuse_segmentation
 PLACES = {"triton": "1/edge", "mlserver": "edge", "kserve": "edge", "bentoml": "edge"}  # of the bundle, by server
 NEEDS = {
     "triton": "numpy>=1.26,<2",
-    "mlserver": "mlserver>=1.6,<2",
-    "kserve": "kserve>=0.15,<1",
     "bentoml": "bentoml>=1.4,<2",
+    **dict.fromkeys(("mlserver", "kserve"), "mlserver>=1.6,<2"),
 }
 NAME = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a name that Kubernetes takes, too
 
@@ -80,10 +82,15 @@ def render_package(manifest: dict[str, Any], name: str, server: str, policy: str
         )
     version = manifest["network"][:12]
     note = f"Written by exitlens {exitlens.__version__}, network {version}."
+    threads = int(server == "kserve")  # a container sees all processors of its machine; 0: one for each
     facts = {"name": name, "version": version, "policy": policy, "note": note, "input": inputs[0], "is_text": is_text}
-    loader, undefined = jinja2.PackageLoader("exitlens.edge", f"servers/{server}"), jinja2.StrictUndefined
+    folders, undefined = ["mlserver", server] if server == "kserve" else [server], jinja2.StrictUndefined
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader("exitlens.edge", f"servers/{folder}") for folder in folders])
     templates = jinja2.Environment(loader=loader, undefined=undefined, trim_blocks=True, keep_trailing_newline=True)
-    files = {path.removesuffix(".j2"): templates.get_template(path).render(facts) for path in templates.list_templates()}
+    files = {
+        path.removesuffix(".j2"): templates.get_template(path).render(facts, threads=threads)
+        for path in templates.list_templates()
+    }
     runtime = f"exitlens-runtime{'[text]' if is_text else ''}=={exitlens.__version__}"
     return files | {"requirements.txt": f"{runtime}\n{NEEDS[server]}\n"}
 
