@@ -24,7 +24,7 @@ from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_fold
 from exitlens.data.demo import CLASSES, load_garments
 from exitlens.data.sets import SampleSet
 from exitlens.data.splits import Split
-from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.build import build_backbone, read_normalisation
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.heads import HeadKind
@@ -35,6 +35,7 @@ FASHION = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/ra
 SMALL_TRAIN, SMALL_TEST, SMALL_CLASSES = 1363, 1364, 9  # sizes of the data set of arXiv 2601.08891
 PICTURES, REVIEWS = Path("runs/pictures/data"), Path("runs/truth/data/reviews")
 TOKENS = 32
+PRETRAINED = {"recipe": "pretrained", "amp": True, "channels_last": True}  # of an image network
 SEEDS = {"scenes": 5, "small": 3, "digits": 3, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
 TITLES = {
     "scenes": "Scenes of 40 pixels, our small network from scratch",
@@ -45,6 +46,8 @@ TITLES = {
     "vit": "The scenes of 40 pixels, a vision transformer of six blocks with a convolutional stem, from scratch",
     "reviews": "Film reviews, all-MiniLM-L6-v2",
     "photographs": "Photographs of 32 pixels (CIFAR-10), our small network from scratch",
+    "finetuned": "10,000 of the photographs at 64 pixels, EfficientNet-Lite0 with ImageNet weights",
+    "clutter": "Garments of Fashion-MNIST among pieces of others, our small network from scratch",
 }
 
 
@@ -157,6 +160,67 @@ def read_photograph_labels(part: str) -> Tensor:
     return torch.tensor(json.loads((PHOTOGRAPHS / "package" / f"{part}_lables.json").read_text()))
 
 
+def finetuned(seed: int) -> Task:
+    """Return EfficientNet-Lite0 with ImageNet weights on 10,000 of the photographs, enlarged to 64 pixels; 4,000 validate."""
+    whole, scale = photographs(seed), read_normalisation(BACKBONE)
+    preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
+
+    def enlarge(data: Any, most: int) -> xl.data.ImageSet:
+        images = F.interpolate(data.images[:most].float(), (64, 64), mode="bicubic", antialias=True)
+        return xl.data.ImageSet(
+            images.round().clamp(0, 255).to(torch.uint8), data.labels[:most], data.classes, None, preprocess
+        )
+
+    sets = enlarge(whole.train, 10_000), enlarge(whole.validation, 4_000), {"test": enlarge(whole.tests["test"], 10_000)}
+    settings = {"epochs": 4, "batch_size": 32, **PRETRAINED}
+    return Task(*sets, partial(build_pretrained, PHOTOGRAPH_CLASSES), ("blocks.2.0", "blocks.4.0", "blocks.5.1"), settings)
+
+
+def clutter(seed: int) -> Task:
+    """Return 24,000 garments of Fashion-MNIST at any place among pieces of others, as cluttered MNIST has digits (arXiv 1406.6247)."""
+    images, labels = read_idx("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:30_000].split([24_000, 6_000])
+    train, validation = (lay_among_pieces(images[rows], labels[rows], 10 * seed + i) for i, rows in enumerate(order))
+    return from_scratch(train, validation, {"test": lay_among_pieces(*read_idx("t10k"), 10 * seed + 2)}, epochs=8)
+
+
+def lay_among_pieces(
+    garments: Tensor, labels: Tensor, seed: int, side: int = 48, piece: int = 10, pieces: int = 10
+) -> xl.data.ImageSet:
+    """Return images ``(N,1,side,side)``: squares of the set's other garments at random places, and the garment over them."""
+    rng, count, size = torch.Generator().manual_seed(seed), len(garments), garments.shape[-1]
+    images = torch.zeros(count, 1, side, side, dtype=torch.uint8)
+    for _ in range(pieces):
+        others = garments[torch.randperm(count, generator=rng)]
+        paste(images, cut_squares(others, torch.randint(size - piece + 1, (count, 2), generator=rng), piece), rng)
+    paste(images, garments, rng)
+    return xl.data.ImageSet(images, labels, CLASSES)
+
+
+def find_pixels(corners: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:  # (N,2) -> rows of (N,size,size) squares
+    steps = torch.arange(size)
+    y, x = corners[:, 0, None, None] + steps[:, None], corners[:, 1, None, None] + steps
+    return torch.arange(len(corners))[:, None, None], y, x
+
+
+def cut_squares(images: Tensor, corners: Tensor, size: int) -> Tensor:  # (N,1,H,W), (N,2) -> (N,1,size,size)
+    rows, y, x = find_pixels(corners, size)
+    return images[rows, 0, y, x][:, None]
+
+
+def paste(images: Tensor, squares: Tensor, rng: torch.Generator) -> None:
+    """Lay a square over each image, at a random place, wherever it is brighter."""
+    size = squares.shape[-1]
+    rows, y, x = find_pixels(torch.randint(images.shape[-1] - size + 1, (len(images), 2), generator=rng), size)
+    images[rows, 0, y, x] = torch.maximum(images[rows, 0, y, x], squares[:, 0])
+
+
+def build_pretrained(classes: tuple[str, ...]) -> nn.Module:
+    backbone = build_backbone(BACKBONE, len(classes))
+    load_weights(backbone, find_weights())
+    return backbone
+
+
 def digits(seed: int) -> Task:
     """Return scikit-learn's 1,797 handwritten digits of 8 pixels, enlarged to 32."""
     from sklearn.datasets import load_digits
@@ -191,13 +255,7 @@ def build_vit() -> nn.Module:
 def pictures(seed: int) -> Task:
     """Return EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
     train, validation, test = (load_pictures(open_folder(PICTURES), part)[0] for part in ("train", "validation", "test"))
-
-    def build() -> nn.Module:
-        backbone = build_backbone(BACKBONE, len(train.classes))
-        load_weights(backbone, find_weights())
-        return backbone
-
-    settings = {"recipe": "pretrained", "epochs": 4, "batch_size": 32, "amp": True, "channels_last": True}
+    build, settings = partial(build_pretrained, train.classes), {"epochs": 4, "batch_size": 32, **PRETRAINED}
     return Task(train, validation, {"test": test}, build, 3, settings, grid=(7, 7))
 
 
@@ -219,7 +277,7 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
     return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 
-MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, pictures, vit, reviews
+MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, finetuned, clutter, pictures, vit, reviews
 TASKS: dict[str, Callable[[int], Task]] = {make.__name__: make for make in MAKERS}
 
 
