@@ -54,7 +54,12 @@ from exitlens.types.settings import RECIPES
 HEADROOM = dict.fromkeys(("photographs", "finetuned", "clutter"), 5)  # seeds of the tasks on which exits have room to win
 SEEDS = {**HEADROOM, **tasks.SEEDS}
 ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
-EXITS, CASCADE, ROUTED = "exits", "cascade", "routed"  # ways to route; of cascades there is one for each static network
+EXITS, CASCADE, ROUTED = (
+    "exits",
+    "cascade",
+    "routed",
+)  # kinds of ways to route; of cascades there is one for each static network
+KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}, (EXITS, CASCADE)
 STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
 OWN, FULL = "own", "full"
 POINTS = {
@@ -123,7 +128,6 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
 }
 RIVALS = {**dict.fromkeys(tasks.SEEDS, "cut"), "digits": "width"}  # by validation data of seed 0; later seeds have no other
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only
-FAMILIES = {"width": "narrower", "cut": "cut early"}
 
 
 def list_candidates(task: str, seed: int) -> dict[str, Candidate]:
@@ -185,7 +189,7 @@ def make_loss(teacher: Teacher) -> xl.EGTLoss:
 
 
 def find_part(name: str, kind: str) -> str:
-    return {PLAIN: PLAIN, EGT: EGT, ROUTED: EGT}.get(kind) or CANDIDATES[name][kind].family
+    return EGT if kind == ROUTED else kind if kind in LOSSES else CANDIDATES[name][kind].family
 
 
 def read_rate(name: str, part: str) -> float:
@@ -209,10 +213,8 @@ def choose_rate(name: str, part: str, quick: bool = False) -> Tree:
         folder = find_folder(name, f"{RATE}-{part}-x{rate:.2g}", 0, quick)
         net = train_kind(set_rate(short, rate), name, kind, 0, quick, folder)
         accuracy[rate] = xl.collect(net, task.validation, batch_size=BATCH).correct.double().mean().item()
-    return {
-        "validation": {f"{rate:.2g}": value for rate, value in accuracy.items()},
-        "chosen": max(RATES, key=accuracy.__getitem__),
-    }
+    by_rate = {f"{rate:.2g}": value for rate, value in accuracy.items()}
+    return {VALIDATION: by_rate, "chosen": max(RATES, key=accuracy.__getitem__)}
 
 
 def open_network(name: str, kind: str, seed: int, quick: bool) -> xl.ExitNet:
@@ -245,13 +247,10 @@ class Way(NamedTuple):
 def open_way(net: xl.ExitNet, full: xl.ExitNet, task: Task) -> Way:
     """Calibrate; a final exit that has lost more than the limit to the full network already may lose nothing to itself."""
     known = xl.collect(net, task.validation, batch_size=BATCH)
-    lost = (answer(full, task.validation) == task.validation.labels).double().mean().item() - known.correct[
-        :, -1
-    ].double().mean().item()
+    lost = measure_accuracy(full, task.validation) - known.correct[:, -1].double().mean().item()
     limits = POINTS | {FULL: max(POINTS[FULL] - lost, 0.0)}
-    return Way(
-        net, known, {point: xl.calibrate(known, max_accuracy_drop=limit, folds=FOLDS) for point, limit in limits.items()}
-    )
+    calibrate = partial(xl.calibrate, known, folds=FOLDS)
+    return Way(net, known, {point: calibrate(max_accuracy_drop=limit) for point, limit in limits.items()})
 
 
 def open_cascades(name: str, seed: int, quick: bool) -> dict[str, xl.ExitNet]:
@@ -262,61 +261,54 @@ def open_cascades(name: str, seed: int, quick: bool) -> dict[str, xl.ExitNet]:
 
 def measure_adaptive(name: str, seed: int, quick: bool = False, kind: str = EGT) -> Tree:
     task, full = open_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
-    measured = measure_way(open_way(open_network(name, kind, seed, quick), full, task), full, task)
-    measured["rate"] = read_rate(name, EGT)
-    return (
-        measured if kind != EGT else measured | {"full": measure_static(full, full, task) | {"rate": read_rate(name, PLAIN)}}
-    )
+    measured = measure_way(open_way(open_network(name, kind, seed, quick), full, task), task)
+    measured["rate"] = read_rate(name, find_part(name, kind))
+    return measured if kind != EGT else measured | {"full": measure_candidate(name, PLAIN, seed, quick)}
 
 
 def measure_cascades(name: str, seed: int, quick: bool = False) -> Tree:
     task, full = open_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
-    return {way: measure_way(open_way(net, full, task), full, task) for way, net in open_cascades(name, seed, quick).items()}
+    return {way: measure_way(open_way(net, full, task), task) for way, net in open_cascades(name, seed, quick).items()}
 
 
 def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> Tree:
-    task, (net, full) = (
-        open_task(name, seed, 96 if quick else 0),
-        (open_network(name, each, seed, quick) for each in (kind, PLAIN)),
-    )
-    return measure_static(net, full, task) | {"rate": read_rate(name, find_part(name, kind))}
+    task, net = open_task(name, seed, 96 if quick else 0), open_network(name, kind, seed, quick)
+    traces = {test: xl.collect(net, data, batch_size=BATCH) for test, data in task.tests.items()}
+    tests = {test: describe_right(trace.correct[:, -1]) for test, trace in traces.items()}
+    return {
+        VALIDATION: measure_accuracy(net, task.validation),
+        "tests": tests,
+        "rate": read_rate(name, find_part(name, kind)),
+    }
 
 
-def measure_static(net: xl.ExitNet, full: xl.ExitNet, task: Task) -> Tree:
-    validation = (answer(net, task.validation) == task.validation.labels).double().mean().item()
-    tests = {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()}
-    return {"validation": validation, "tests": tests}
-
-
-def measure_way(way: Way, full: xl.ExitNet, task: Task) -> Tree:
-    measured: Tree = {"cost": way.net.cost.tolist(), "exits": way.known.correct.double().mean(0).tolist(), "points": {}}
-    traces = {test: (xl.collect(way.net, data, batch_size=BATCH), answer(full, data)) for test, data in task.tests.items()}
+def measure_way(way: Way, task: Task) -> Tree:
+    traces = {test: xl.collect(way.net, data, batch_size=BATCH) for test, data in task.tests.items()}
+    measured: Tree = {"exits": way.known.correct.double().mean(0).tolist(), "points": {}}
     for point, policy in way.policies.items():
         right = way.known.correct.gather(1, xl.route(way.known, policy)[:, None])
-        tests = {test: route(way.net, *traces[test], policy, data) for test, data in task.tests.items()}
-        measured["points"][point] = {"validation": right.double().mean().item(), "tests": tests}
+        tests = {test: route(trace, policy) for test, trace in traces.items()}
+        measured["points"][point] = {VALIDATION: right.double().mean().item(), "tests": tests}
     return measured
 
 
-def route(net: xl.ExitNet, trace: xl.Trace, reference: Tensor, policy: xl.Policy, data: SampleSet) -> Tree:
+def route(trace: xl.Trace, policy: xl.Policy) -> Tree:
     exits = xl.route(trace, policy)
-    routed = trace.answers.gather(1, exits[:, None])[:, 0]
-    return rate(routed, data, reference) | {
-        "cost": net.cost[exits].mean().item(),
-        "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
+    return describe_right(trace.correct.gather(1, exits[:, None])[:, 0]) | {
+        "cost": trace.cost[exits].mean().item(),
+        "exit_shares": (exits.bincount(minlength=trace.num_exits) / len(exits)).tolist(),
         "exit_accuracy": trace.correct.double().mean(0).tolist(),
     }
 
 
-def answer(net: xl.ExitNet, data: SampleSet) -> Tensor:  # -> (N,)
-    return xl.collect(net, data, batch_size=BATCH).answers[:, -1]
+def measure_accuracy(net: xl.ExitNet, data: SampleSet) -> float:
+    return xl.collect(net, data, batch_size=BATCH).correct[:, -1].double().mean().item()
 
 
-def rate(answers: Tensor, data: SampleSet, reference: Tensor) -> Tree:
-    right = answers == data.labels
-    agreement = torch.eq(answers, reference).double().mean().item()
-    packed = np.packbits(right.numpy()).tobytes().hex()  # for intervals of differences on the same samples
-    return {"samples": len(answers), "accuracy": right.double().mean().item(), "agreement": agreement, "right": packed}
+def describe_right(right: Tensor) -> Tree:  # (N,) bool
+    """Return the share that is right, and the samples themselves, for intervals of differences."""
+    packed = np.packbits(right.numpy()).tobytes().hex()
+    return {"samples": len(right), "accuracy": right.double().mean().item(), "right": packed}
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
@@ -438,7 +430,7 @@ def subtract_static(runs: Runs, task: str, seed: int, way: str, point: str, data
     return pick(list_ways(runs, task, seed)[way]["points"][point]) - find_static(runs, task, seed, ms, pick)
 
 
-def choose_way(runs: Runs, task: str, seed: int, point: str, kinds: tuple[str, ...] = (EXITS, CASCADE)) -> str:
+def choose_way(runs: Runs, task: str, seed: int, point: str, kinds: tuple[str, ...] = ANY) -> str:
     """Return the way of these kinds that is furthest above the static networks on validation data."""
     ways = [name for name in list_ways(runs, task, seed) if name.startswith(kinds)]
     if len(ways) == 1:
@@ -476,7 +468,7 @@ def promise_gain(
     runs: Runs,
     data: tuple[str, str],
     points: Sequence[str] = (OWN,),
-    kinds: tuple[str, ...] = (EXITS,),
+    kinds: tuple[str, ...] = ANY,
 ) -> Promise:
     """Promise ours minus the static networks of equal time on (task, test), points of accuracy, mean over operating points.
 
@@ -533,7 +525,7 @@ def promise_headroom(runs: Runs) -> Iterator[Promise]:
     gains = []
     for task in HEADROOM:
         what = f"{task}: exits or cascade over the static networks of equal time, points, mean over three times"
-        gains.append(promise_gain(f"static|headroom|{task}", what, 0.0, runs, (task, "test"), GAIN_POINTS, (EXITS, CASCADE)))
+        gains.append(promise_gain(f"static|headroom|{task}", what, 0.0, runs, (task, "test"), GAIN_POINTS))
         yield gains[-1]
     half = math.hypot(*((gain.ends[1] - gain.ends[0]) / 2 for gain in gains if gain.ends)) / len(gains)
     middle, what = mean(gain.measured for gain in gains), "tasks with headroom: the same, mean over tasks"
@@ -572,8 +564,7 @@ def write_tables(runs: Runs) -> list[str]:
     lines = [*write_summary(runs), ""]
     for task in SEEDS:
         if find_whole_seeds(runs, task):
-            write = write_headroom if task in HEADROOM else write_equal_time
-            lines += [f"**{TITLES[task]}**", "", *write(runs, task), ""]
+            lines += [f"**{TITLES[task]}**", "", *write_task(runs, task), ""]
     return [*lines, *promise_table(list_promises(runs))]
 
 
@@ -586,12 +577,17 @@ def write_summary(runs: Runs) -> list[str]:
         first = list_tests(runs, task)[0]
         exits = np.mean([run.get("exits") or run["points"][OWN]["tests"][first]["exit_accuracy"] for run in ours], 0)
         has_room = exits[-1] - exits[0] >= LEAST_ROOM and exits[0] >= LEAST_RIGHT
-        cells = [f"{100 * value:.1f}" for value in (exits[0], exits[-1], exits[-1] - exits[0])]
-        told = [VALIDATION if "exits" in ours[0] else first, "yes" if has_room else "no"]
-        if find_whole_seeds(runs, task):
-            points, kinds = (GAIN_POINTS, (EXITS, CASCADE)) if task in HEADROOM else ((OWN,), (EXITS,))
-            told += write_gain(promise_gain("", "", 0.0, runs, (task, first), points, kinds))
-        rows.append([TITLES[task], str(len(ours)), *cells, *told, *[""] * (4 - len(told))])
+        cells = [str(len(ours)), *(f"{100 * value:.1f}" for value in (exits[0], exits[-1], exits[-1] - exits[0]))]
+        cells += [VALIDATION if "exits" in ours[0] else first, "yes" if has_room else "no"]
+        points = GAIN_POINTS if task in HEADROOM else (OWN,)
+        timed = find_whole_seeds(runs, task)
+        rows.append(
+            [
+                TITLES[task],
+                *cells,
+                *(write_gain(promise_gain("", "", 0.0, runs, (task, first), points)) if timed else ["", ""]),
+            ]
+        )
     head = [
         "",
         "seeds",
@@ -612,37 +608,39 @@ def write_gain(gain: Promise) -> list[str]:
     return [gain.figure, "ours" if low > 0 else "static" if high < 0 else "undecided"]
 
 
-def write_headroom(runs: Runs, task: str) -> list[str]:
-    seeds, rows, test = find_whole_seeds(runs, task), [], list_tests(runs, task)[0]
-    pick = pick_test(test, "accuracy")
-    for point in GAIN_POINTS:
-        chosen = {seed: choose_way(runs, task, seed, point) for seed in seeds}
-        ms = {seed: read_ms(runs, task, seed, way, point, test) for seed, way in chosen.items()}
-        ours = [pick(list_ways(runs, task, seed)[way]["points"][point]) for seed, way in chosen.items()]
-        others = [find_static(runs, task, seed, ms[seed], pick) for seed in seeds]
-        cells = [f"{mean(ms.values()):.3f}", *(f"{100 * mean(values):.1f}" for values in (ours, others))]
-        gain, *alone = (
-            promise_gain("", "", 0.0, runs, (task, test), (point,), kinds)
-            for kinds in ((EXITS, CASCADE), (EXITS,), (CASCADE,), (ROUTED,))
+def write_task(runs: Runs, task: str) -> list[str]:
+    seeds, rows, first = find_whole_seeds(runs, task), [], list_tests(runs, task)[0]
+    times = [runs[f"{task}/{TIME}-{seed}"] for seed in seeds]
+    named = [name for name in list_ways(runs, task, 0) if task in HEADROOM]
+    kinds = {kind: title for kind, title in KINDS.items() if any(name.startswith(kind) for name in named)}
+    for point, test in (
+        (point, test) for point, tests in times[0]["ways"][EXITS].items() for test in tests if test != VALIDATION
+    ):
+        pick, chosen = pick_test(test, "accuracy"), [choose_way(runs, task, seed, point) for seed in seeds]
+        ms = [read_ms(runs, task, seed, way, point, test) for seed, way in zip(seeds, chosen, strict=True)]
+        full = [pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]) for seed in seeds]
+        ours = [pick(list_ways(runs, task, seed)[way]["points"][point]) for seed, way in zip(seeds, chosen, strict=True)]
+        others = [find_static(runs, task, seed, taken, pick) for seed, taken in zip(seeds, ms, strict=True)]
+        held = f"{100 * POINTS[point]:g} below {'the full network' if point == FULL else 'its final exit'}"
+        means = [f"{100 * mean(values):.1f}" for values in (full, ours, others)]
+        gains = [
+            promise_gain("", "", 0.0, runs, (task, test), (point,), each) for each in (ANY, *((kind,) for kind in kinds))
+        ]
+        names = [", ".join(f"{way} {count}" for way, count in Counter(chosen).items())] if kinds else []
+        rows.append(
+            [test, held, f"{mean(ms):.3f}", *means, *write_gain(gains[0]), *names, *(gain.figure for gain in gains[1:])]
         )
-        names = ", ".join(f"{way} {count}" for way, count in Counter(chosen.values()).items())
-        rows.append([f"{100 * POINTS[point]:g}", *cells, *write_gain(gain), names, *(each.figure for each in alone)])
-    head = [
-        "points below its final answer",
-        "ms a sample",
-        "ours, %",
-        "static, %",
-        "ours minus static",
-        "wins",
-        "chosen (seeds)",
-    ]
-    rates = {part: read_part_rate(runs, task, part) for part in list_parts(task)}
-    words = ", ".join(f"{part} {rate:.2g}" for part, rate in rates.items())
-    full = f"{mean(runs[f'{task}/{TIME}-{seed}']['ms'][FULL][0] for seed in seeds):.3f} ms"
+    head = ["test data", "ours, points", "ms a sample", "full, %", "ours, %", "static, %", "ours minus static", "wins"]
+    head += ["chosen (seeds)", *(f"{title} minus static" for title in kinds.values())] if kinds else []
+    rates = ", ".join(f"{part} {read_part_rate(runs, task, part):.2g}" for part in list_parts(task)) if kinds else "all 1"
+    exit_times = join_means([[time for time, _, _ in run["exit_share"].values()] for run in times], 0, 100)
+    right = join_means([run["tests"][first]["exit_accuracy"] for run in list_points(runs, task, seeds)], 1, 100)
     return [
-        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; the full network takes {full}. Learning rates, times the recipe's: {words}.",
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; learning rates, times the recipe's: {rates}. The full network takes "
+        f"{mean(run['ms'][FULL][0] for run in times):.3f} ms; our exits, were they to answer everything, {exit_times} % of that, and "
+        f"{right} % of their answers are right ({first}).",
         "",
-        *table([*head, *(f"{kind} alone minus static" for kind in (EXITS, CASCADE, "exits trained for routing"))], rows),
+        *table(head, rows),
     ]
 
 
@@ -653,65 +651,6 @@ def read_part_rate(runs: Runs, task: str, part: str) -> float:
     return float(
         (own.get(part) or next(runs[f"{task}/{n}-0"] for n, c in CANDIDATES[task].items() if c.family == part))["rate"]
     )
-
-
-def write_equal_time(runs: Runs, task: str) -> list[str]:
-    seeds, tests = find_whole_seeds(runs, task), list_tests(runs, task)
-    full = [runs[f"{task}/{ADAPTIVE}-{seed}"]["full"] for seed in seeds]
-    full_ms = [mean(runs[f"{task}/{TIME}-{seed}"]["ms"][FULL][0] for seed in seeds)]
-    rows = []
-    for title, ms, kept in (
-        ("plain full network", full_ms, full),
-        ("**ours**", average_times(runs, task, seeds, OWN, tests), list_points(runs, task, seeds)),
-        (
-            "ours, 0.3 points below the full network",
-            average_times(runs, task, seeds, FULL, tests[:1]),
-            list_points(runs, task, seeds, FULL),
-        ),
-    ):
-        rows.append(write_row(title, ms, tests, lambda _, pick, kept=kept: mean(map(pick, kept))))
-    families = dict.fromkeys(candidate.family for candidate in CANDIDATES[task].values())
-    for family in (*families, *([""] if len(families) > 1 else [])):
-        note, trained = ("", seeds) if family in ("", RIVALS[task]) else (", seed 0" if len(seeds) > 1 else "", seeds[:1])
-
-        def find(test: str, pick: Pick, family: str = family, trained: Sequence[int] = trained) -> float:
-            return mean(
-                find_static(runs, task, seed, read_ms(runs, task, seed, EXITS, OWN, test), pick, family) for seed in trained
-            )
-
-        kind = FAMILIES.get(family, "the best of all on validation data")
-        rows.append(write_row(f"static, {kind}{note}", average_times(runs, task, trained, OWN, tests), tests, find))
-    head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
-    figures = [promise_gain("", "", 0, runs, (task, test)).figure for test in tests]
-    at_full = promise_gain("", "", 0, runs, (task, tests[0]), (FULL,)).figure
-    words = "; ".join(f"{test} {figure}" for test, figure in zip(tests, figures, strict=True))
-    exit_times = join_means(
-        [[time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"].values()] for seed in seeds], 0, 100
-    )
-    exit_accuracy = join_means([run["tests"][tests[0]]["exit_accuracy"] for run in list_points(runs, task, seeds)], 1, 100)
-    sets = f", test sets {', '.join(tests)} one after the other" if len(tests) > 1 else ""
-    return [
-        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{sets}.",
-        "",
-        *table(head, rows),
-        "",
-        f"Our exits, were they to answer everything, take {exit_times} % of the full network's time, and {exit_accuracy} % are right ({tests[0]}).",
-        "",
-        f"Ours minus the best static network, points of accuracy: {words}. At 0.3 points below the full network: {tests[0]} {at_full}.",
-    ]
-
-
-def average_times(runs: Runs, task: str, seeds: Sequence[int], point: str, tests: Sequence[str]) -> list[float]:
-    return [mean(read_ms(runs, task, seed, EXITS, point, test) for seed in seeds) for test in tests]
-
-
-def write_row(title: str, times: Sequence[float], tests: Sequence[str], find: Callable[[str, Pick], float]) -> list[str]:
-    """Write what ``find`` picks of the network that is compared on a test; the shift is that of one network, on the first."""
-    accuracy, agreement = ([find(test, pick_test(test, measure)) for test in tests] for measure in ("accuracy", "agreement"))
-    first, *others = (pick_test(test, "accuracy") for test in tests)
-    lost = [find(tests[0], lambda run, pick=pick: first(run) - pick(run)) for pick in others]
-    cells = [" / ".join(f"{100 * value:.1f}" for value in values) for values in (accuracy, agreement, lost)]
-    return [title, " / ".join(f"{ms:.3f}" for ms in times), *cells]
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")
