@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import compress
 from pathlib import Path
 from statistics import mean
@@ -74,6 +74,7 @@ FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit
 BATCH, TIMED_BATCH, SAMPLES, ROUNDS, SECONDS = 250, 64, 512, 7, 60.0
 EXIT, VALIDATION = "exit ", "validation"
 TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
+load_task = lru_cache(maxsize=1)(open_task)  # a cell opens several networks of one task
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "pictures": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
     "vit": list_cuts("blocks.1", "blocks.3"),
     "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
-    **dict.fromkeys(("photographs", "clutter"), list_widths(50, 71) | list_cuts("layer1", "layer2", "layer3") | UNCUT),
-    "finetuned": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT,
+    "photographs": list_widths(50, 71) | list_cuts("layer1", "layer2", "layer3") | UNCUT,
+    **dict.fromkeys(("finetuned", "clutter"), list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT),
 }
 RIVALS = {**dict.fromkeys(tasks.SEEDS, "cut"), "digits": "width"}  # by validation data of seed 0; later seeds have no other
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only
@@ -205,7 +206,7 @@ def set_rate(task: Task, rate: float) -> Task:
 
 def choose_rate(name: str, part: str, quick: bool = False) -> Tree:
     """Train a part's network (of a family the middle one) for a third of the epochs at each rate; the best on validation data is chosen."""
-    task = open_task(name, 0, 96 if quick else 0)
+    task = load_task(name, 0, 96 if quick else 0)
     short = replace(task, settings=task.settings | {"epochs": math.ceil(task.settings["epochs"] / 3)})
     members = [kind for kind, candidate in CANDIDATES[name].items() if candidate.family == part]
     kind, accuracy = part if part in LOSSES else members[len(members) // 2], dict[float, float]()
@@ -220,7 +221,7 @@ def choose_rate(name: str, part: str, quick: bool = False) -> Tree:
 def open_network(name: str, kind: str, seed: int, quick: bool) -> xl.ExitNet:
     """Return ours, the plain network or a static one, trained (or trained on) at the rate of its part."""
     rate = read_rate(name, find_part(name, kind))
-    task = set_rate(open_task(name, seed, 96 if quick else 0), rate)
+    task = set_rate(load_task(name, seed, 96 if quick else 0), rate)
     folder = find_folder(name, kind if rate == 1 else f"{kind}-x{rate:.2g}", seed, quick)
     return train_kind(task, name, kind, seed, quick, folder)
 
@@ -260,19 +261,19 @@ def open_cascades(name: str, seed: int, quick: bool) -> dict[str, xl.ExitNet]:
 
 
 def measure_adaptive(name: str, seed: int, quick: bool = False, kind: str = EGT) -> Tree:
-    task, full = open_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
+    task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     measured = measure_way(open_way(open_network(name, kind, seed, quick), full, task), task)
     measured["rate"] = read_rate(name, find_part(name, kind))
     return measured if kind != EGT else measured | {"full": measure_candidate(name, PLAIN, seed, quick)}
 
 
 def measure_cascades(name: str, seed: int, quick: bool = False) -> Tree:
-    task, full = open_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
+    task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     return {way: measure_way(open_way(net, full, task), task) for way, net in open_cascades(name, seed, quick).items()}
 
 
 def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> Tree:
-    task, net = open_task(name, seed, 96 if quick else 0), open_network(name, kind, seed, quick)
+    task, net = load_task(name, seed, 96 if quick else 0), open_network(name, kind, seed, quick)
     traces = {test: xl.collect(net, data, batch_size=BATCH) for test, data in task.tests.items()}
     tests = {test: describe_right(trace.correct[:, -1]) for test, trace in traces.items()}
     return {
@@ -313,7 +314,7 @@ def describe_right(right: Tensor) -> Tree:  # (N,) bool
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     """Time batches of 64 on one core, all networks tuned and in turn. Static ones need no training, since weights change no time."""
-    task, full = open_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
+    task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     nets = {EXITS: open_network(name, EGT, seed, quick)}
     if name in HEADROOM:
         nets |= {ROUTED: open_network(name, ROUTED, seed, quick), **open_cascades(name, seed, quick)}
@@ -647,10 +648,8 @@ def write_task(runs: Runs, task: str) -> list[str]:
 def read_part_rate(runs: Runs, task: str, part: str) -> float:
     """Return the rate at which the networks of a part were trained, with the first seed."""
     ours = runs[f"{task}/{ADAPTIVE}-0"]
-    own = {EGT: ours, PLAIN: ours["full"]}
-    return float(
-        (own.get(part) or next(runs[f"{task}/{n}-0"] for n, c in CANDIDATES[task].items() if c.family == part))["rate"]
-    )
+    cells = {candidate.family: runs[f"{task}/{name}-0"] for name, candidate in CANDIDATES[task].items()}
+    return float({**cells, EGT: ours, PLAIN: ours["full"]}[part]["rate"])
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

@@ -47,7 +47,7 @@ TITLES = {
     "reviews": "Film reviews, all-MiniLM-L6-v2",
     "photographs": "Photographs of 32 pixels (CIFAR-10), our small network from scratch",
     "finetuned": "10,000 of the photographs at 64 pixels, EfficientNet-Lite0 with ImageNet weights",
-    "clutter": "Garments of Fashion-MNIST among pieces of others, our small network from scratch",
+    "clutter": "10,000 garments of Fashion-MNIST among pieces of others, 64 pixels, the same network",
 }
 
 
@@ -133,10 +133,10 @@ def read_idx(part: str) -> tuple[Tensor, Tensor]:
 
 
 def photographs(seed: int) -> Task:
-    """Return CIFAR-10: 43,000 photographs of 32 pixels to train on, 7,000 to validate, 10,000 to test on."""
+    """Return CIFAR-10: 20,000 photographs of 32 pixels to train on, 7,000 to validate, 10,000 to test on."""
     names = [f"data_batch_{i}" for i in range(1, 6)]
     images, labels = torch.cat([read_photographs(name) for name in names]), read_photograph_labels("train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([43_000, 7_000])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:27_000].split([20_000, 7_000])
     train, validation = (xl.data.ImageSet(images[rows], labels[rows], PHOTOGRAPH_CLASSES) for rows in order)
     test = xl.data.ImageSet(read_photographs("test_batch"), read_photograph_labels("test"), PHOTOGRAPH_CLASSES)
     return from_scratch(train, validation, {"test": test}, epochs=8)
@@ -161,58 +161,50 @@ def read_photograph_labels(part: str) -> Tensor:
 
 
 def finetuned(seed: int) -> Task:
-    """Return EfficientNet-Lite0 with ImageNet weights on 10,000 of the photographs, enlarged to 64 pixels; 4,000 validate."""
-    whole, scale = photographs(seed), read_normalisation(BACKBONE)
-    preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
+    """Return EfficientNet-Lite0 with ImageNet weights on 10,000 of the photographs, enlarged to 64 pixels."""
+    whole = photographs(seed)
+    return from_imagenet(*map(enlarge, (whole.train, whole.validation, whole.tests["test"])))
 
-    def enlarge(data: Any, most: int) -> xl.data.ImageSet:
-        images = F.interpolate(data.images[:most].float(), (64, 64), mode="bicubic", antialias=True)
-        return xl.data.ImageSet(
-            images.round().clamp(0, 255).to(torch.uint8), data.labels[:most], data.classes, None, preprocess
-        )
 
-    sets = enlarge(whole.train, 10_000), enlarge(whole.validation, 4_000), {"test": enlarge(whole.tests["test"], 10_000)}
-    settings = {"epochs": 4, "batch_size": 32, **PRETRAINED}
-    return Task(*sets, partial(build_pretrained, PHOTOGRAPH_CLASSES), ("blocks.2.0", "blocks.4.0", "blocks.5.1"), settings)
+def enlarge(data: Any) -> xl.data.ImageSet:
+    images = F.interpolate(data.images[:10_000].float(), (64, 64), mode="bicubic", antialias=True)
+    return xl.data.ImageSet(images.round().clamp(0, 255).to(torch.uint8), data.labels[:10_000], data.classes)
 
 
 def clutter(seed: int) -> Task:
-    """Return 24,000 garments of Fashion-MNIST at any place among pieces of others, as cluttered MNIST has digits (arXiv 1406.6247)."""
+    """Return 10,000 garments of Fashion-MNIST at any place among pieces of others, as cluttered MNIST has digits (arXiv 1406.6247)."""
     images, labels = read_idx("train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:30_000].split([24_000, 6_000])
-    train, validation = (lay_among_pieces(images[rows], labels[rows], 10 * seed + i) for i, rows in enumerate(order))
-    return from_scratch(train, validation, {"test": lay_among_pieces(*read_idx("t10k"), 10 * seed + 2)}, epochs=8)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:14_000].split([10_000, 4_000])
+    parts = [(images[rows], labels[rows]) for rows in order] + [read_idx("t10k")]
+    return from_imagenet(*(lay_among_pieces(*part, 10 * seed + i) for i, part in enumerate(parts)))
 
 
-def lay_among_pieces(
-    garments: Tensor, labels: Tensor, seed: int, side: int = 48, piece: int = 10, pieces: int = 10
-) -> xl.data.ImageSet:
-    """Return images ``(N,1,side,side)``: squares of the set's other garments at random places, and the garment over them."""
-    rng, count, size = torch.Generator().manual_seed(seed), len(garments), garments.shape[-1]
-    images = torch.zeros(count, 1, side, side, dtype=torch.uint8)
-    for _ in range(pieces):
-        others = garments[torch.randperm(count, generator=rng)]
-        paste(images, cut_squares(others, torch.randint(size - piece + 1, (count, 2), generator=rng), piece), rng)
-    paste(images, garments, rng)
-    return xl.data.ImageSet(images, labels, CLASSES)
+def from_imagenet(*parts: xl.data.ImageSet) -> Task:
+    """Return EfficientNet-Lite0 with ImageNet weights on training, validation and test images."""
+    scale = read_normalisation(BACKBONE)
+    preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
+    train, validation, test = (xl.data.ImageSet(part.images, part.labels, part.classes, None, preprocess) for part in parts)
+    settings, at = {"epochs": 4, "batch_size": 32, **PRETRAINED}, ("blocks.2.0", "blocks.4.0", "blocks.5.1")
+    return Task(train, validation, {"test": test}, partial(build_pretrained, train.classes), at, settings)
 
 
-def find_pixels(corners: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:  # (N,2) -> rows of (N,size,size) squares
-    steps = torch.arange(size)
-    y, x = corners[:, 0, None, None] + steps[:, None], corners[:, 1, None, None] + steps
-    return torch.arange(len(corners))[:, None, None], y, x
+def lay_among_pieces(garments: Tensor, labels: Tensor, seed: int) -> xl.data.ImageSet:
+    """Return images of 64 pixels ``(N,3,64,64)``: sixteen squares of the set's other garments, and the garment, at random places."""
+    rng, piece = torch.Generator().manual_seed(seed), 12
+    images = torch.zeros(len(garments), 64, 64, dtype=torch.uint8)
+    for _ in range(16):
+        y, x = torch.randint(garments.shape[-1] - piece + 1, (2,), generator=rng).tolist()
+        paste(images, garments[torch.randperm(len(garments), generator=rng), 0, y : y + piece, x : x + piece], rng)
+    paste(images, garments[:, 0], rng)
+    return xl.data.ImageSet(images[:, None].expand(-1, 3, -1, -1).clone(), labels, CLASSES)
 
 
-def cut_squares(images: Tensor, corners: Tensor, size: int) -> Tensor:  # (N,1,H,W), (N,2) -> (N,1,size,size)
-    rows, y, x = find_pixels(corners, size)
-    return images[rows, 0, y, x][:, None]
-
-
-def paste(images: Tensor, squares: Tensor, rng: torch.Generator) -> None:
+def paste(images: Tensor, squares: Tensor, rng: torch.Generator) -> None:  # (N,H,W), (N,S,S)
     """Lay a square over each image, at a random place, wherever it is brighter."""
     size = squares.shape[-1]
-    rows, y, x = find_pixels(torch.randint(images.shape[-1] - size + 1, (len(images), 2), generator=rng), size)
-    images[rows, 0, y, x] = torch.maximum(images[rows, 0, y, x], squares[:, 0])
+    corners, steps = torch.randint(images.shape[-1] - size + 1, (2, len(images), 1, 1), generator=rng), torch.arange(size)
+    where = torch.arange(len(images))[:, None, None], corners[0] + steps[:, None], corners[1] + steps
+    images[where] = torch.maximum(images[where], squares)
 
 
 def build_pretrained(classes: tuple[str, ...]) -> nn.Module:

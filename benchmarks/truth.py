@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -81,7 +81,6 @@ def find_folder(task: str, condition: str, seed: int, quick: bool = False) -> Pa
     return Path("runs") / ("truth-quick" if quick else "truth") / task / f"{condition}-{seed}"
 
 
-@lru_cache(maxsize=1)
 def open_task(name: str, seed: int, most: int = 0) -> Task:
     """Return a task; with ``most``, its first samples for one epoch, to see that everything runs."""
     return shorten(TASKS[name](seed), most)

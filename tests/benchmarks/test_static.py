@@ -39,6 +39,15 @@ def test_cells():
     assert cells.index("clutter/rate-plain") < cells.index("photographs/adaptive-0")
 
 
+def test_a_square_is_laid_wholly_inside_where_it_is_brighter():
+    images, rng = torch.full((3, 6, 6), 2, dtype=torch.uint8), torch.Generator().manual_seed(0)
+    tasks.paste(images, torch.tensor([[5, 1], [5, 5]], dtype=torch.uint8).expand(3, -1, -1), rng)
+    for image in images:
+        rows, columns = (image == 5).nonzero(as_tuple=True)
+        assert (len(rows), int(rows.max() - rows.min()), int(columns.max() - columns.min())) == (3, 1, 1)
+        assert image.sum() == 3 * 5 + 33 * 2
+
+
 def test_a_narrow_network(task):
     net = static.Candidate("width", partial(static.make_narrow, width=0.25)).build(task, 0)
     assert net(task.train.first(2).inputs)[0].logits.shape == (2, 4)
@@ -77,7 +86,7 @@ def _tiny(task, tmp_path, monkeypatch):
     """Make photographs tiny, with one network that is cut early."""
     candidates = {"cut-b": static.Candidate("cut", partial(static.make_cut, name="b")), **static.UNCUT}
     monkeypatch.setitem(static.CANDIDATES, "photographs", candidates)
-    monkeypatch.setattr(static, "open_task", lambda *words: task)
+    monkeypatch.setattr(static, "load_task", lambda *words: task)
     monkeypatch.setattr(static, "FOLDER", tmp_path)
     monkeypatch.chdir(tmp_path)
 
