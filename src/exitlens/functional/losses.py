@@ -87,7 +87,9 @@ def weigh_difficulty(losses: Tensor, easy_losses: Tensor, strength: float = 1.0)
     return 1 + strength * (relative - 1)
 
 
-def weigh_by_routing(logits: Sequence[Tensor], strength: float = 1.0, several: bool = False) -> Tensor:  # (B,C) each -> (K,B)
+def weigh_by_routing(
+    logits: Sequence[Tensor], strength: float = 1.0, several: bool = False
+) -> Tensor:  # (B,C) each -> (K,B)
     """Return weights of samples at each exit: those that an earlier exit would answer count less.
 
     Every exit answers as many samples of the batch: of those that come to it, its surest (by largest probability, or of
@@ -95,7 +97,7 @@ def weigh_by_routing(logits: Sequence[Tensor], strength: float = 1.0, several: b
     same, the others nothing; weights have mean 1, and are mixed with 1 by the ``strength`` in [0, 1].
 
     Deep exits thus learn what early ones leave to them. BoostNet (arXiv 2211.16726) adds the earlier exits' logits for that,
-    and L2W-DEN (arXiv 2209.08310) learns the weights by a second network, on the samples that each exit answers; we do neither.
+    and L2W-DEN (arXiv 2209.08310) learns the weights by a second network; we do neither.
     """
     count, exits, kind = len(logits[0]), len(logits), USUAL_SCORES["multilabel" if several else "classes"]
     comes, weights = logits[0].new_ones(count, dtype=torch.float32), []
