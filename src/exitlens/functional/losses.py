@@ -100,7 +100,7 @@ def weigh_by_routing(
     and L2W-DEN (arXiv 2209.08310) learns the weights by a second network; we do neither.
     """
     count, exits, kind = len(logits[0]), len(logits), USUAL_SCORES["multilabel" if several else "classes"]
-    comes, weights = logits[0].new_ones(count, dtype=torch.float32), []
+    comes, weights = logits[0].new_ones(count, dtype=torch.float32), list[Tensor]()
     for k, each in enumerate(logits):
         weights.append(1 + strength * (comes / comes.mean() - 1))
         unsure = score(each.detach(), kind).masked_fill(comes == 0, math.inf).argsort(stable=True)
