@@ -1,17 +1,20 @@
 """Ours against the alternative: a smaller static network of equal time, distilled from the full one.
 
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
-idle machine. The full network and ours are those of ``truth``, trained here if they are missing. Pictures need ``openclipart-png`` and
-the extra ``benchmark``, fashion needs ``dataset-fashion-mnist``. Training takes hours, timing minutes.
+idle machine. Tasks with headroom have more: TASK/rate-PART, which comes first and chooses a learning rate for the others (without it
+they take the recipe's), TASK/routed-SEED (ours, trained for routing) and TASK/cascade-SEED (a static network before the distilled full
+one). Cells train what they need if it is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and clutter
+``dataset-fashion-mnist``, photographs npm. Training takes hours, timing minutes.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import compress
 from pathlib import Path
 from statistics import mean
@@ -23,10 +26,22 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks import tasks
+from benchmarks.drawings import PICTURES
 from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import FOLDER, Runs, Tree, read_results
 from benchmarks.tasks import TITLES, Task, build_network
-from benchmarks.truth import EGT, PLAIN, count_samples, find_folder, open_task, promise_ratio, train, watch
+from benchmarks.truth import (
+    CONDITIONS,
+    EGT,
+    PLAIN,
+    count_samples,
+    find_folder,
+    lock,
+    open_task,
+    promise_ratio,
+    train_by,
+    watch,
+)
 from exitlens.data.sets import SampleSet
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.losses import distillation_loss
@@ -34,15 +49,32 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
+from exitlens.types.settings import RECIPES
 
-SEEDS = {"photographs": 3, **tasks.SEEDS}
-ADAPTIVE, TIME = "adaptive", "time"
+HEADROOM = dict.fromkeys(("photographs", "finetuned", "clutter"), 5)  # seeds of the tasks on which exits have room to win
+SEEDS = {**HEADROOM, **tasks.SEEDS}
+ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
+EXITS, CASCADE, ROUTED = (
+    "exits",
+    "cascade",
+    "routed",
+)  # kinds of ways to route; of cascades there is one for each static network
+KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}, (EXITS, CASCADE)
 STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
-LIMIT = 0.003  # accuracy that routing may lose on validation data
+OWN, FULL = "own", "full"
+POINTS = {
+    OWN: 0.003,
+    FULL: 0.003,
+    "1": 0.01,
+    "3": 0.03,
+}  # accuracy that may be lost to our final exit (FULL: the full network)
+RATES = (1 / 3, 1.0, 3.0)  # of the recipe's
+LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGTLoss(routed=0.5)}
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
 BATCH, TIMED_BATCH, SAMPLES, ROUNDS, SECONDS = 250, 64, 512, 7, 60.0
-FULL, OURS, FAST, EXIT = "full", "ours, ", "fast", "exit "  # names of what is timed; ours has one for each test set
+EXIT, VALIDATION = "exit ", "validation"
 TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
+load_task = lru_cache(maxsize=1)(open_task)  # a cell opens several networks of one task
 
 
 @dataclass(frozen=True)
@@ -72,37 +104,57 @@ def make_cut(task: Task, name: str) -> xl.ExitNet:
     return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
 
 
+def make_whole(task: Task) -> xl.ExitNet:
+    """Return the full network, to be distilled as the smaller ones are."""
+    return xl.attach(task.build(), [], len(task.train.classes), task.train.first(1).inputs, final="keep")
+
+
 def list_cuts(*names: str) -> dict[str, Candidate]:
     return {f"cut-{name}": Candidate("cut", partial(make_cut, name=name)) for name in names}
 
 
-WIDTH_CANDIDATES = {f"width-{n}": Candidate("width", partial(make_narrow, width=n / 100)) for n in (33, 50, 71)}
+def list_widths(*percents: int) -> dict[str, Candidate]:
+    return {f"width-{n}": Candidate("width", partial(make_narrow, width=n / 100)) for n in percents}
+
+
+WHOLE = "whole"  # the end of both families
+UNCUT = {WHOLE: Candidate("cut", make_whole)}
 CANDIDATES: dict[str, dict[str, Candidate]] = {
-    **dict.fromkeys(
-        ("scenes", "small", "digits", "fashion", "photographs"), WIDTH_CANDIDATES | list_cuts("layer1", "layer2")
-    ),
+    **dict.fromkeys(("scenes", "small", "digits", "fashion"), list_widths(33, 50, 71) | list_cuts("layer1", "layer2")),
     "pictures": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
     "vit": list_cuts("blocks.1", "blocks.3"),
     "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
+    "photographs": list_widths(50, 71) | list_cuts("layer1", "layer2", "layer3") | UNCUT,
+    **dict.fromkeys(("finetuned", "clutter"), list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT),
 }
-RIVALS = {**dict.fromkeys(CANDIDATES, "cut"), "digits": "width"}  # by validation data of seed 0
+RIVALS = {**dict.fromkeys(tasks.SEEDS, "cut"), "digits": "width"}  # by validation data of seed 0; later seeds have no other
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only
-FAMILIES = {"width": "narrower", "cut": "cut early"}
 
 
 def list_candidates(task: str, seed: int) -> dict[str, Candidate]:
-    family = RIVALS[task] if task not in ONCE else None
-    return {name: candidate for name, candidate in CANDIDATES[task].items() if seed == 0 or candidate.family == family}
+    family = RIVALS.get(task) if task not in ONCE else None
+    every = seed == 0 or task in HEADROOM
+    return {name: candidate for name, candidate in CANDIDATES[task].items() if every or candidate.family == family}
+
+
+def list_parts(task: str) -> list[str]:
+    """Return what has a learning rate of its own: the plain network, ours, and each family of static networks."""
+    return [PLAIN, EGT, *dict.fromkeys(candidate.family for candidate in CANDIDATES[task].values())]
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
+    """List all cells, rates first, then seed by seed: what is there after any time is complete for some seeds."""
+    cells: dict[str, Job] = {
+        f"{task}/{RATE}-{part}": partial(choose_rate, task, part, quick) for task in HEADROOM for part in list_parts(task)
+    }
     pairs = [(task, seed) for seed in range(max(SEEDS.values())) for task, seeds in SEEDS.items() if seed < seeds]
-    cells: dict[str, Job] = {}
     for task, seed in pairs:
         cells[f"{task}/{ADAPTIVE}-{seed}"] = partial(measure_adaptive, task, seed, quick)
         for name in list_candidates(task, seed):
             cells[f"{task}/{name}-{seed}"] = partial(measure_candidate, task, name, seed, quick)
+        if task in HEADROOM:
+            cells[f"{task}/{CASCADE}-{seed}"] = partial(measure_cascades, task, seed, quick)
+            cells[f"{task}/{ROUTED}-{seed}"] = partial(measure_adaptive, task, seed, quick, ROUTED)
     return cells | {f"{task}/{TIME}-{seed}": partial(measure_times, task, seed, quick) for task, seed in pairs}
 
 
@@ -137,127 +189,185 @@ def make_loss(teacher: Teacher) -> xl.EGTLoss:
     return DistilledLoss(weight=0.0)
 
 
-class Adapted(NamedTuple):
-    """Our network, the plain full one, and two policies, each the cheapest that keeps its limit on held-out validation data."""
+def find_part(name: str, kind: str) -> str:
+    return EGT if kind == ROUTED else kind if kind in LOSSES else CANDIDATES[name][kind].family
+
+
+def read_rate(name: str, part: str) -> float:
+    """Return what learning rates are multiplied by, as its cell chose; 1 without it."""
+    return float(read_results(FOLDER / "static.csv").get(f"{name}/{RATE}-{part}", {}).get("chosen", 1.0))
+
+
+def set_rate(task: Task, rate: float) -> Task:
+    recipe = RECIPES[task.settings.get("recipe", "scratch")]
+    given = {key: task.settings.get(key, getattr(recipe, key)) for key in ("learning_rate", "head_learning_rate")}
+    return replace(task, settings=task.settings | {key: rate * value for key, value in given.items() if value and rate != 1})
+
+
+def choose_rate(name: str, part: str, quick: bool = False) -> Tree:
+    """Train a part's network (of a family the middle one) for a third of the epochs at each rate; the best on validation data is chosen."""
+    task = load_task(name, 0, 96 if quick else 0)
+    short = replace(task, settings=task.settings | {"epochs": math.ceil(task.settings["epochs"] / 3)})
+    members = [kind for kind, candidate in CANDIDATES[name].items() if candidate.family == part]
+    kind, accuracy = part if part in LOSSES else members[len(members) // 2], dict[float, float]()
+    for rate in RATES:
+        folder = find_folder(name, f"{RATE}-{part}-x{rate:.2g}", 0, quick)
+        net = train_kind(set_rate(short, rate), name, kind, 0, quick, folder)
+        accuracy[rate] = xl.collect(net, task.validation, batch_size=BATCH).correct.double().mean().item()
+    by_rate = {f"{rate:.2g}": value for rate, value in accuracy.items()}
+    return {VALIDATION: by_rate, "chosen": max(RATES, key=accuracy.__getitem__)}
+
+
+def open_network(name: str, kind: str, seed: int, quick: bool) -> xl.ExitNet:
+    """Return ours, the plain network or a static one, trained (or trained on) at the rate of its part."""
+    rate = read_rate(name, find_part(name, kind))
+    task = set_rate(load_task(name, seed, 96 if quick else 0), rate)
+    folder = find_folder(name, kind if rate == 1 else f"{kind}-x{rate:.2g}", seed, quick)
+    return train_kind(task, name, kind, seed, quick, folder)
+
+
+def train_kind(task: Task, name: str, kind: str, seed: int, quick: bool, folder: Path) -> xl.ExitNet:
+    """Train one of ours or the plain network, or a static one, distilled from the plain one by the same recipe."""
+    if kind in LOSSES:
+        return train_by(LOSSES[kind], task, seed, folder)[0]
+    net, teacher = CANDIDATES[name][kind].build(task, seed), Teacher(open_network(name, PLAIN, seed, quick))
+    settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
+    with lock(folder):
+        xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
+    return net
+
+
+class Way(NamedTuple):
+    """A network that routes, its trace of the validation data, and the cheapest policies that keep each limit on held-out ones of these."""
 
     net: xl.ExitNet
-    full: xl.ExitNet
-    policy: xl.Policy  # loses at most :data:`LIMIT` against our own final exit
-    fast: xl.Policy  # so much against the full network; nothing where our final exit has lost that already
-    full_accuracy: float  # of the full network, on validation data
+    known: xl.Trace
+    policies: dict[str, xl.Policy]  # by point
 
 
-def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
-    net, full = (train(task, kind, seed, find_folder(name, kind, seed, quick))[0] for kind in (EGT, PLAIN))
-    trace = xl.collect(net, task.validation, batch_size=BATCH)
-    ours = rate(trace.answers[:, -1], task.validation)["accuracy"]
-    full_accuracy = rate(answer(full, task.validation), task.validation)["accuracy"]
-    limits = LIMIT, max(LIMIT + ours - full_accuracy, 0.0)
-    policy, fast = (xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in limits)
-    return Adapted(net, full, policy, fast, full_accuracy)
+def open_way(net: xl.ExitNet, full: xl.ExitNet, task: Task) -> Way:
+    """Calibrate; a final exit that has lost more than the limit to the full network already may lose nothing to itself."""
+    known = xl.collect(net, task.validation, batch_size=BATCH)
+    lost = measure_accuracy(full, task.validation) - known.correct[:, -1].double().mean().item()
+    limits = POINTS | {FULL: max(POINTS[FULL] - lost, 0.0)}
+    calibrate = partial(xl.calibrate, known, folds=FOLDS)
+    return Way(net, known, {point: calibrate(max_accuracy_drop=limit) for point, limit in limits.items()})
 
 
-def measure_adaptive(name: str, seed: int, quick: bool = False) -> Tree:
-    task = open_task(name, seed, 96 if quick else 0)
-    net, full, policy, fast, full_accuracy = adapt(task, name, seed, quick)
-    measured: Tree = {"limit": LIMIT, "cost": net.cost.tolist(), "tests": {}, "fast": {"tests": {}}}
-    measured["full"] = {"tests": {}, "validation": full_accuracy}
-    for test, data in task.tests.items():
-        reference, trace = answer(full, data), xl.collect(net, data, batch_size=BATCH)
-        measured["tests"][test] = route(net, trace, policy, data, reference)
-        measured["fast"]["tests"][test] = route(net, trace, fast, data, reference)
-        measured["full"]["tests"][test] = rate(reference, data, reference)
+def open_cascades(name: str, seed: int, quick: bool) -> dict[str, xl.ExitNet]:
+    """Return, by the name of its way, each static network before the distilled full one."""
+    nets = {kind: open_network(name, kind, seed, quick) for kind in list_candidates(name, seed)}
+    return {f"{CASCADE} {kind}": xl.cascade({kind: net, WHOLE: nets[WHOLE]}) for kind, net in nets.items() if kind != WHOLE}
+
+
+def measure_adaptive(name: str, seed: int, quick: bool = False, kind: str = EGT) -> Tree:
+    task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
+    measured = measure_way(open_way(open_network(name, kind, seed, quick), full, task), task)
+    measured["rate"] = read_rate(name, find_part(name, kind))
+    return measured if kind != EGT else measured | {"full": measure_candidate(name, PLAIN, seed, quick)}
+
+
+def measure_cascades(name: str, seed: int, quick: bool = False) -> Tree:
+    task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
+    return {way: measure_way(open_way(net, full, task), task) for way, net in open_cascades(name, seed, quick).items()}
+
+
+def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> Tree:
+    task, net = load_task(name, seed, 96 if quick else 0), open_network(name, kind, seed, quick)
+    traces = {test: xl.collect(net, data, batch_size=BATCH) for test, data in task.tests.items()}
+    tests = {test: describe_right(trace.correct[:, -1]) for test, trace in traces.items()}
+    return {
+        VALIDATION: measure_accuracy(net, task.validation),
+        "tests": tests,
+        "rate": read_rate(name, find_part(name, kind)),
+    }
+
+
+def measure_way(way: Way, task: Task) -> Tree:
+    traces = {test: xl.collect(way.net, data, batch_size=BATCH) for test, data in task.tests.items()}
+    measured: Tree = {"exits": way.known.correct.double().mean(0).tolist(), "points": {}}
+    for point, policy in way.policies.items():
+        right = way.known.correct.gather(1, xl.route(way.known, policy)[:, None])
+        tests = {test: route(trace, policy) for test, trace in traces.items()}
+        measured["points"][point] = {VALIDATION: right.double().mean().item(), "tests": tests}
     return measured
 
 
-def route(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, data: SampleSet, reference: Tensor) -> Tree:
+def route(trace: xl.Trace, policy: xl.Policy) -> Tree:
     exits = xl.route(trace, policy)
-    routed = trace.answers.gather(1, exits[:, None])[:, 0]
-    return rate(routed, data, reference) | {
-        "cost": net.cost[exits].mean().item(),
-        "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
+    return describe_right(trace.correct.gather(1, exits[:, None])[:, 0]) | {
+        "cost": trace.cost[exits].mean().item(),
+        "exit_shares": (exits.bincount(minlength=trace.num_exits) / len(exits)).tolist(),
         "exit_accuracy": trace.correct.double().mean(0).tolist(),
     }
 
 
-def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> Tree:
-    """Train (or go on training) a static network, distilled from the full one by the same recipe, and measure it."""
-    task, candidate = open_task(name, seed, 96 if quick else 0), CANDIDATES[name][kind]
-    full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
-    net, teacher = candidate.build(task, seed), Teacher(full)
-    folder = Path("runs") / ("static-quick" if quick else "static") / name / f"{kind}-{seed}" / "fit"
-    settings: dict[str, Any] = {"seed": seed, "out_dir": folder, "resume": True, "progress": False, **task.settings}
-    xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
-    return {
-        "validation": rate(answer(net, task.validation), task.validation)["accuracy"],
-        "tests": {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()},
-    }
+def measure_accuracy(net: xl.ExitNet, data: SampleSet) -> float:
+    return xl.collect(net, data, batch_size=BATCH).correct[:, -1].double().mean().item()
 
 
-def answer(net: xl.ExitNet, data: SampleSet) -> Tensor:  # -> (N,)
-    return xl.collect(net, data, batch_size=BATCH).answers[:, -1]
-
-
-def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> dict[str, Any]:
-    measured = {"samples": len(answers), "accuracy": (answers == data.labels).double().mean().item()}
-    if reference is not None:
-        measured["agreement"] = torch.eq(answers, reference).double().mean().item()
-    return measured
+def describe_right(right: Tensor) -> Tree:  # (N,) bool
+    """Return the share that is right, and the samples themselves, for intervals of differences."""
+    packed = np.packbits(right.numpy()).tobytes().hex()
+    return {"samples": len(right), "accuracy": right.double().mean().item(), "right": packed}
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     """Time batches of 64 on one core, all networks tuned and in turn. Static ones need no training, since weights change no time."""
-    task, candidates = open_task(name, seed, 96 if quick else 0), list_candidates(name, seed)
-    samples = TIMED_BATCH if quick else SAMPLES
+    task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
+    nets = {EXITS: open_network(name, EGT, seed, quick)}
+    if name in HEADROOM:
+        nets |= {ROUTED: open_network(name, ROUTED, seed, quick), **open_cascades(name, seed, quick)}
+    ways, samples = {way: open_way(net, full, task) for way, net in nets.items()}, TIMED_BATCH if quick else SAMPLES
     with pin_threads(1):
-        works = make_works(task, candidates, adapt(task, name, seed, quick), seed, samples, 0.2 if quick else 4.0)
+        works = make_works(task, list_candidates(name, seed), ways, seed, samples, 0.2 if quick else 4.0)
         times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
         facts = {"machine": describe_machine(1), "batch": TIMED_BATCH, "samples": samples, "rounds": len(times.rounds[FULL])}
-    return {
-        **facts,
-        "ms": {name: times.summary(name, samples)["ms"] for name in works if not name.startswith((OURS, FAST, EXIT))},
-        "exit_share": {name: times.ratio(name, FULL).to_list() for name in works if name.startswith(EXIT)},
-        "adaptive_ms": {test: times.summary(OURS + test, samples)["ms"] for test in task.tests},
-        "fast_ms": times.summary(FAST, samples)["ms"],
-        "full_over_fast": times.ratio(FULL, FAST).to_list(),
-        "full_over_adaptive": {test: times.ratio(FULL, OURS + test).to_list() for test in task.tests},
-    }
+    measured: Tree = {**facts, "ms": {}, "exit_share": {}, "ways": {}, "full_over": {}}
+    for work in works:
+        ms, ratio = times.summary(work, samples)["ms"], times.ratio(FULL, work)
+        if "|" in work:
+            way, point, data = work.split("|")
+            measured["ways"].setdefault(way, {}).setdefault(point, {})[data] = ms
+            if way == EXITS:
+                measured["full_over"].setdefault(point, {})[data] = ratio.to_list()
+        elif work.startswith(EXIT):
+            measured["exit_share"][work] = times.ratio(work, FULL).to_list()
+        else:
+            measured["ms"][work] = ms
+    return measured
 
 
 def make_works(
-    task: Task, candidates: Mapping[str, Candidate], adapted: Adapted, seed: int, samples: int, seconds: float
+    task: Task, candidates: Mapping[str, Candidate], ways: Mapping[str, Way], seed: int, samples: int, seconds: float
 ) -> dict[str, Work]:
-    net, policy, fast = adapted.net, adapted.policy, adapted.fast
-    drawn: dict[str, Inputs] = {}
-    for test, data in task.tests.items():
+    """Make the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the full and the static networks."""
+    batches: dict[str, Sequence[Inputs]] = {}
+    for part, data in {**task.tests, VALIDATION: task.validation}.items():
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        drawn[test] = data.subset(order[torch.arange(samples) % len(order)]).inputs
-    first = split_rows(next(iter(drawn.values())), TIMED_BATCH)
+        batches[part] = split_rows(data.subset(order[torch.arange(samples) % len(order)]).inputs, TIMED_BATCH)
+    first = next(iter(batches.values()))
     settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
-    net.tune(first[0], policy=policy, **settings)
     works: dict[str, Work] = {}
-
-    def add(name: str, net: xl.ExitNet, run: Callable[[Inputs], Any], batches: Sequence[Inputs] = first) -> None:
-        works[name] = time_calls(run, batches, net.tuning.keep_memory)
-
-    for test, inputs in drawn.items():
-        add(OURS + test, net, partial(xl.predict, net, policy=policy), split_rows(inputs, TIMED_BATCH))
-    twin = copy.deepcopy(net)
-    twin.tune(first[0], policy=fast, **settings)
-    add(FAST, twin, partial(xl.predict, twin, policy=fast))
-    for k in range(net.num_exits):
-        add(f"{EXIT}{k}", twin, partial(answer_at, twin, k))
+    for name, way in ways.items():
+        for point, policy in way.policies.items():
+            net = copy.deepcopy(way.net)
+            net.tune(first[0], policy=policy, **settings)
+            answers, kept = partial(xl.predict, net, policy=policy), net.tuning.keep_memory
+            works |= {f"{name}|{point}|{part}": time_calls(answers, rows, kept) for part, rows in batches.items()}
+            if (name, point) == (EXITS, OWN):
+                works |= {f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first, kept) for k in range(net.num_exits)}
     others = {FULL: build_network(task, seed, exits=False)}
     others |= {name: candidate.make(task) for name, candidate in candidates.items()}
-    for name, other in others.items():
-        other.eval().tune(first[0], **settings)
-        add(name, other, partial(answer_at, other, 0))
+    for name, net in others.items():
+        net.eval().tune(first[0], **settings)
+        works[name] = time_calls(partial(answer_at, net, 0), first, net.tuning.keep_memory)
     return works
 
 
-# A static network of the time that ours took: accuracy between the two neighbours in time, linearly
+# A static network of the time that ours took: between its two neighbours in time, linearly
 
-Pick = Callable[[Tree], float]
+Pick = Callable[[Tree], Any]  # of a cell of a static network, or a point of a way: a number or the samples that are right
 
 
 def find_timed_seeds(runs: Runs, task: str) -> list[int]:
@@ -271,62 +381,130 @@ def find_whole_seeds(runs: Runs, task: str) -> list[int]:
     return [seed for seed in done if candidates[seed].keys() <= runs[f"{task}/{TIME}-{seed}"]["ms"].keys()]
 
 
-def interpolate(points: Sequence[tuple[float, float, float]], at: float) -> float:
+def interpolate(points: Sequence[tuple[float, float, Any]], at: float) -> Any:
     """Return the value at ``at`` on the line between neighbours of (place, validation accuracy, value).
 
     A network that is no better on validation data than one that takes less time is left out, since nobody would take it. Beyond
     the ends the value is that of the end: where the fastest static network takes longer than ours, ours is compared with it.
     """
-    kept: list[tuple[float, float, float]] = []
-    for point in sorted(points):
+    kept: list[tuple[float, float, Any]] = []
+    for point in sorted(points, key=lambda point: point[:2]):
         if not kept or point[1] > kept[-1][1]:
             kept.append(point)
-    return float(np.interp(at, [place for place, _, _ in kept], [value for _, _, value in kept]))
+    place = float(np.interp(at, [place for place, _, _ in kept], range(len(kept))))
+    (_, _, low), share = kept[int(place)], place % 1
+    return (1 - share) * low + share * kept[int(place) + 1][2] if share else low
 
 
-def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick, fast: bool = False) -> float:
-    """Return a figure of the static network that takes as long as ours on ``test``; ``fast``: by the fast thresholds.
+def find_static(runs: Runs, task: str, seed: int, ms: float, pick: Pick, family: str = "") -> Any:
+    """Return a figure of the static networks that take ``ms``: of one ``family``, or of that which is best there on validation data.
 
-    It is of one ``family`` (with the full network), or of any if that is empty.
+    The full networks are the end of every family. Families that have none as fast as that do not count where others have.
     """
-    times, candidates = runs[f"{task}/{TIME}-{seed}"], list_candidates(task, seed).items()
-    ms, ours = times["ms"], times["fast_ms"] if fast else times["adaptive_ms"][test]
-    measured = {name: runs[f"{task}/{name}-{seed}"] for name, candidate in candidates if family in ("", candidate.family)}
-    measured[FULL] = runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
-    points = [(ms[name][0], run["validation"], pick(run)) for name, run in measured.items()]
-    return interpolate(points, ours[0])
+    times, candidates = runs[f"{task}/{TIME}-{seed}"]["ms"], list_candidates(task, seed)
+    lines: list[list[tuple[float, float, Any]]] = []
+    for each in [family] if family else dict.fromkeys(candidate.family for candidate in candidates.values()):
+        names = [name for name, candidate in candidates.items() if candidate.family == each or name == WHOLE]
+        measured = {name: runs[f"{task}/{name}-{seed}"] for name in names} | {
+            FULL: runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
+        }
+        lines.append([(times[name][0], run[VALIDATION], pick(run)) for name, run in measured.items()])
+    fastest = [min(place for place, _, _ in line) for line in lines]
+    fitting = [line for line, least in zip(lines, fastest, strict=True) if least <= max(ms, min(fastest))]
+    return interpolate(max(fitting, key=lambda line: interpolate([(place, rate, rate) for place, rate, _ in line], ms)), ms)
+
+
+def list_ways(runs: Runs, task: str, seed: int) -> dict[str, Tree]:
+    ways = {EXITS: runs[f"{task}/{ADAPTIVE}-{seed}"], ROUTED: runs.get(f"{task}/{ROUTED}-{seed}")}
+    ways |= runs.get(f"{task}/{CASCADE}-{seed}", {})
+    timed = runs[f"{task}/{TIME}-{seed}"]["ways"]
+    return {name: way for name, way in ways.items() if way and name in timed}
+
+
+def read_ms(runs: Runs, task: str, seed: int, way: str, point: str, data: str) -> float:
+    return float(runs[f"{task}/{TIME}-{seed}"]["ways"][way][point][data][0])
+
+
+def subtract_static(runs: Runs, task: str, seed: int, way: str, point: str, data: str, pick: Pick) -> Any:
+    """Return a figure of ours minus that of the static networks that take as long on these data."""
+    ms = read_ms(runs, task, seed, way, point, data)
+    return pick(list_ways(runs, task, seed)[way]["points"][point]) - find_static(runs, task, seed, ms, pick)
+
+
+def choose_way(runs: Runs, task: str, seed: int, point: str, kinds: tuple[str, ...] = ANY) -> str:
+    """Return the way of these kinds that is furthest above the static networks on validation data."""
+    ways = [name for name in list_ways(runs, task, seed) if name.startswith(kinds)]
+    if len(ways) == 1:
+        return ways[0]
+    return max(ways, key=lambda way: subtract_static(runs, task, seed, way, point, VALIDATION, lambda run: run[VALIDATION]))
 
 
 def pick_test(test: str, measure: str) -> Pick:
     return lambda measured: float(measured["tests"][test][measure])
 
 
+def pick_right(test: str) -> Pick:
+    """Pick which samples are right, ``(N,)``."""
+
+    def pick(measured: Tree) -> np.ndarray:
+        packed = np.frombuffer(bytes.fromhex(measured["tests"][test]["right"]), np.uint8)
+        return np.unpackbits(packed, count=measured["tests"][test]["samples"]).astype(float)
+
+    return pick
+
+
 def list_tests(runs: Runs, task: str) -> list[str]:
-    first = next(run for name, run in runs.items() if name.startswith(f"{task}/") and "tests" in run)
-    return list(first["tests"])
+    first = next(run for name, run in runs.items() if name.startswith(f"{task}/{ADAPTIVE}"))
+    return list(first["points"][OWN]["tests"])
 
 
-def list_differences(
-    runs: Runs, task: str, seeds: Sequence[int], family: str, test: str, fast: bool = False
-) -> tuple[list[float], float]:
-    """Return ours minus the static network, points of accuracy by seed, and the standard error that the test samples add."""
-    pick, measured = pick_test(test, "accuracy"), [runs[f"{task}/{ADAPTIVE}-{seed}"] for seed in seeds]
-    ours = [pick(run["fast"] if fast else run) for run in measured]
-    others = [at_equal_time(runs, task, seed, family, test, pick, fast) for seed in seeds]
-    error = math.hypot(*(share_error(part, count_samples(measured, test)) for part in (ours, others)))
-    return [100 * (a - b) for a, b in zip(ours, others, strict=True)], 100 * error
+def list_points(runs: Runs, task: str, seeds: Sequence[int], point: str = OWN) -> list[Tree]:
+    return [runs[f"{task}/{ADAPTIVE}-{seed}"]["points"][point] for seed in seeds]
 
 
-# Promises: ours minus the static network of equal time, means over seeds, paired by seed
+def promise_gain(
+    key: str,
+    what: str,
+    bar: float,
+    runs: Runs,
+    data: tuple[str, str],
+    points: Sequence[str] = (OWN,),
+    kinds: tuple[str, ...] = ANY,
+) -> Promise:
+    """Promise ours minus the static networks of equal time on (task, test), points of accuracy, mean over operating points.
 
-AGREE, DISAGREE, HEADROOM, LOST = 0.5, 5.0, 1.5, 0.3  # points
+    Where cells kept the answers, samples are paired; where several samples are of one object, objects count.
+    """
+    (task, test), size = data, GROUPS.get(data[0], 1)
+    seeds = find_whole_seeds(runs, task)
+
+    def subtract(seed: int, pick: Pick) -> Any:
+        ways = {point: choose_way(runs, task, seed, point, kinds) for point in points}
+        return (
+            100 * sum(subtract_static(runs, task, seed, way, point, test, pick) for point, way in ways.items()) / len(points)
+        )
+
+    try:
+        values = np.stack([subtract(seed, pick_right(test)) for seed in seeds])  # (R,N)
+    except KeyError:  # earlier cells did not keep answers
+        ours, gains = (
+            list_points(runs, task, seeds, points[0]),
+            [subtract(seed, pick_test(test, "accuracy")) for seed in seeds],
+        )
+        error = share_error(list(map(pick_test(test, "accuracy"), ours)), count_samples(ours, test) // size)
+        return Promise.of_mean(key, what, gains, ">=", bar, 100 * math.sqrt(2) * error)
+    return Promise.of_both(key, what, values.reshape(len(values), -1, size).mean(2), ">=", bar)
+
+
+# Promises: means over seeds, paired by seed
+
+GAIN_POINTS = (OWN, "1", "3")
+AGREE, DISAGREE, GAIN, LOST = 0.5, 5.0, 1.5, 0.3  # points
+LEAST_ROOM, LEAST_RIGHT = 0.1, 0.4  # of tasks with headroom: what the final exit has over exit 0, and what that has
 EARLY = ((0.25, 0.75), (0.5, 0.92))  # pictures: time up to which an exit stands, and its share of the final accuracy
 SPEED = {"scenes": 2.7, "fashion": 2.7, "pictures": 2.0}
-BARS = {
-    "scenes": {"agreeing": AGREE, "disagreeing": DISAGREE},
-    "pictures": {"test": AGREE},
-    "photographs": {"test": HEADROOM},
-}
+BARS = {"scenes": {"agreeing": AGREE, "disagreeing": DISAGREE}, "pictures": {"test": AGREE}}
+GROUPS = {"pictures": PICTURES["test"]}  # successive test samples that show the same object
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
@@ -336,101 +514,142 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             yield from promise_speeds(runs, task, seeds)
             yield from promise_early(runs, task, seeds) if task == "pictures" else ()
     for task, bars in BARS.items():
-        seeds = find_whole_seeds(runs, task)
-        for test, bar in bars.items() if len(seeds) == SEEDS[task] else ():
+        for test, bar in bars.items() if len(find_whole_seeds(runs, task)) == SEEDS[task] else ():
             what = f"{task}, {test}: accuracy over the static network of equal time, points"
-            points, error = list_differences(runs, task, seeds, "", test)
-            yield Promise.of_mean(f"static|{task}|{test}", what, points, ">=", bar, error)
+            yield promise_gain(f"static|{task}|{test}", what, bar, runs, (task, test))
+    if all(len(find_whole_seeds(runs, task)) == seeds for task, seeds in HEADROOM.items()):
+        yield from promise_headroom(runs)
+
+
+def promise_headroom(runs: Runs) -> Iterator[Promise]:
+    """Promise the gain of exits or a cascade, chosen on validation data, mean over the operating points, on each task and on all."""
+    gains = []
+    for task in HEADROOM:
+        what = f"{task}: exits or cascade over the static networks of equal time, points, mean over three times"
+        gains.append(promise_gain(f"static|headroom|{task}", what, 0.0, runs, (task, "test"), GAIN_POINTS))
+        yield gains[-1]
+    half = math.hypot(*((gain.ends[1] - gain.ends[0]) / 2 for gain in gains if gain.ends)) / len(gains)
+    middle, what = mean(gain.measured for gain in gains), "tasks with headroom: the same, mean over tasks"
+    yield Promise.of_half("static|headroom", what, middle, ">=", GAIN, half)
 
 
 def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
     """Promise speed and points lost on test data, held to the full network's accuracy and (``own``) to our own final exit's."""
     first = list_tests(runs, task)[0]
-    pick = pick_test(first, "accuracy")
-    ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
-    full, finals = ([pick(run["full"]) for run in ours], [run["tests"][first]["exit_accuracy"][-1] for run in ours])
-    fast, held = ([run["full_over_fast"][0] for run in times], [run["full_over_adaptive"][first][0] for run in times])
-    by_full = "", "the full network", fast, full, [pick(run["fast"]) for run in ours]
-    by_own = "|own", "our own final exit", held, finals, [pick(run) for run in ours]
-    for key, words, ratios, before, after in (by_full, by_own):
+    pick, size = pick_test(first, "accuracy"), GROUPS.get(task, 1)
+    for point, suffix, words in ((FULL, "", "the full network"), (OWN, "|own", "our own final exit")):
+        ours = list_points(runs, task, seeds, point)
+        full = [pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]) for seed in seeds]
+        before = full if point == FULL else [run["tests"][first]["exit_accuracy"][-1] for run in ours]
+        ratios = [runs[f"{task}/{TIME}-{seed}"]["full_over"][point][first][0] for seed in seeds]
         what = f"{task}: times as fast as the full network, batch 64, held to {words}"
-        yield Promise.of_mean(f"static|speed|{task}{key}", what, ratios, ">=", SPEED[task])
-        what = f"{task}: points lost at that speed to {words}, {first}"
-        samples = count_samples(ours, first)
-        yield Promise.of_points(f"static|lost|{task}{key}", what, before, after, samples, "<=", LOST)
+        yield Promise.of_mean(f"static|speed|{task}{suffix}", what, ratios, ">=", SPEED[task])
+        what, samples = f"{task}: points lost at that speed to {words}, {first}", count_samples(ours, first) // size
+        yield Promise.of_points(f"static|lost|{task}{suffix}", what, before, list(map(pick, ours)), samples, "<=", LOST)
 
 
 def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
     """Promise the accuracy of the exits that answer in a quarter and in half of the full network's time; 0 if there is none."""
-    first = list_tests(runs, task)[0]
-    ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
+    first, ours = list_tests(runs, task)[0], list_points(runs, task, seeds)
+    times = [runs[f"{task}/{TIME}-{seed}"]["exit_share"] for seed in seeds]
     accuracy = [run["tests"][first]["exit_accuracy"] for run in ours]
     for most, bar in EARLY:
-        is_early = [[time <= most for time, _, _ in run["exit_share"].values()] for run in times]
+        is_early = [[time <= most for time, _, _ in shares.values()] for shares in times]
         within = [max([0.0, *compress(*pair)]) for pair in zip(accuracy, is_early, strict=True)]
         what = f"{task}: accuracy of the exit at {100 * most:.0f} % of the time over the final exit's"
-        finals, samples = [exits[-1] for exits in accuracy], count_samples(ours, first)
+        finals, samples = [exits[-1] for exits in accuracy], count_samples(ours, first) // GROUPS.get(task, 1)
         yield promise_ratio(f"static|early|{task}|{most}", what, within, finals, samples, bar)
 
 
 def write_tables(runs: Runs) -> list[str]:
-    lines: list[str] = []
+    lines = [*write_summary(runs), ""]
     for task in SEEDS:
-        if seeds := find_whole_seeds(runs, task):
-            lines += [f"**{TITLES[task]}**", "", *write_equal_time(runs, task, seeds), ""]
+        if find_whole_seeds(runs, task):
+            lines += [f"**{TITLES[task]}**", "", *write_task(runs, task), ""]
     return [*lines, *promise_table(list_promises(runs))]
 
 
-def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
-    tests, rival = list_tests(runs, task), RIVALS[task]
-    ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
-    full_ms, fast_ms = [mean(run["ms"][FULL][0] for run in times)], [mean(run["fast_ms"][0] for run in times)]
+def write_summary(runs: Runs) -> list[str]:
+    """Say which tasks have headroom, and who wins on each."""
     rows = []
-    for title, ms, kept in (
-        ("plain full network", full_ms, [run["full"] for run in ours]),
-        ("**ours**", average_times(runs, task, seeds, tests), ours),
-        ("ours, 0.3 points below the full network", fast_ms, [run["fast"] for run in ours]),
+    for task in SEEDS:
+        if not (ours := [run for seed in range(SEEDS[task]) if (run := runs.get(f"{task}/{ADAPTIVE}-{seed}"))]):
+            continue
+        first = list_tests(runs, task)[0]
+        exits = np.mean([run.get("exits") or run["points"][OWN]["tests"][first]["exit_accuracy"] for run in ours], 0)
+        has_room = exits[-1] - exits[0] >= LEAST_ROOM and exits[0] >= LEAST_RIGHT
+        cells = [str(len(ours)), *(f"{100 * value:.1f}" for value in (exits[0], exits[-1], exits[-1] - exits[0]))]
+        cells += [VALIDATION if "exits" in ours[0] else first, "yes" if has_room else "no"]
+        points = GAIN_POINTS if task in HEADROOM else (OWN,)
+        timed = find_whole_seeds(runs, task)
+        rows.append(
+            [
+                TITLES[task],
+                *cells,
+                *(write_gain(promise_gain("", "", 0.0, runs, (task, first), points)) if timed else ["", ""]),
+            ]
+        )
+    head = [
+        "",
+        "seeds",
+        "exit 0, %",
+        "final exit, %",
+        "headroom, points",
+        "on",
+        "enough",
+        "ours minus static, points",
+        "wins",
+    ]
+    return table(head, rows)
+
+
+def write_gain(gain: Promise) -> list[str]:
+    """Write a gain with its interval, and who wins by it."""
+    low, high = gain.ends or (-math.inf, math.inf)
+    return [gain.figure, "ours" if low > 0 else "static" if high < 0 else "undecided"]
+
+
+def write_task(runs: Runs, task: str) -> list[str]:
+    seeds, rows, first = find_whole_seeds(runs, task), [], list_tests(runs, task)[0]
+    times = [runs[f"{task}/{TIME}-{seed}"] for seed in seeds]
+    named = [name for name in list_ways(runs, task, 0) if task in HEADROOM]
+    kinds = {kind: title for kind, title in KINDS.items() if any(name.startswith(kind) for name in named)}
+    for point, test in (
+        (point, test) for point, tests in times[0]["ways"][EXITS].items() for test in tests if test != VALIDATION
     ):
-        rows.append(write_row(title, ms, tests, lambda _, pick, kept=kept: mean(map(pick, kept))))
-    families = dict.fromkeys(candidate.family for candidate in CANDIDATES[task].values())
-    for family in (*families, *([""] if len(families) > 1 else [])):
-        note, trained = ("", seeds) if family in ("", rival) else (", seed 0" if len(seeds) > 1 else "", seeds[:1])
-
-        def find(test: str, pick: Pick, family: str = family, trained: Sequence[int] = trained) -> float:
-            return mean(at_equal_time(runs, task, seed, family, test, pick) for seed in trained)
-
-        kind = FAMILIES.get(family, "the best of all on validation data")
-        rows.append(write_row(f"static, {kind}{note}", average_times(runs, task, trained, tests), tests, find))
-    head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
-    differences = [list_differences(runs, task, seeds, "", test) for test in tests]
-    differences.append(list_differences(runs, task, seeds, "", tests[0], fast=True))
-    *figures, at_full = (Promise.of_mean("", "", points, ">=", 0, error).figure for points, error in differences)
-    words = "; ".join(f"{test} {figure}" for test, figure in zip(tests, figures, strict=True))
+        pick, chosen = pick_test(test, "accuracy"), [choose_way(runs, task, seed, point) for seed in seeds]
+        ms = [read_ms(runs, task, seed, way, point, test) for seed, way in zip(seeds, chosen, strict=True)]
+        full = [pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]) for seed in seeds]
+        ours = [pick(list_ways(runs, task, seed)[way]["points"][point]) for seed, way in zip(seeds, chosen, strict=True)]
+        others = [find_static(runs, task, seed, taken, pick) for seed, taken in zip(seeds, ms, strict=True)]
+        held = f"{100 * POINTS[point]:g} below {'the full network' if point == FULL else 'its final exit'}"
+        means = [f"{100 * mean(values):.1f}" for values in (full, ours, others)]
+        gains = [
+            promise_gain("", "", 0.0, runs, (task, test), (point,), each) for each in (ANY, *((kind,) for kind in kinds))
+        ]
+        names = [", ".join(f"{way} {count}" for way, count in Counter(chosen).items())] if kinds else []
+        rows.append(
+            [test, held, f"{mean(ms):.3f}", *means, *write_gain(gains[0]), *names, *(gain.figure for gain in gains[1:])]
+        )
+    head = ["test data", "ours, points", "ms a sample", "full, %", "ours, %", "static, %", "ours minus static", "wins"]
+    head += ["chosen (seeds)", *(f"{title} minus static" for title in kinds.values())] if kinds else []
+    rates = ", ".join(f"{part} {read_part_rate(runs, task, part):.2g}" for part in list_parts(task)) if kinds else "all 1"
     exit_times = join_means([[time for time, _, _ in run["exit_share"].values()] for run in times], 0, 100)
-    exit_accuracy = join_means([run["tests"][tests[0]]["exit_accuracy"] for run in ours], 1, 100)
-    sets = f", test sets {', '.join(tests)} one after the other" if len(tests) > 1 else ""
+    right = join_means([run["tests"][first]["exit_accuracy"] for run in list_points(runs, task, seeds)], 1, 100)
     return [
-        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{sets}.",
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; learning rates, times the recipe's: {rates}. The full network takes "
+        f"{mean(run['ms'][FULL][0] for run in times):.3f} ms; our exits, were they to answer everything, {exit_times} % of that, and "
+        f"{right} % of their answers are right ({first}).",
         "",
         *table(head, rows),
-        "",
-        f"Our exits, were they to answer everything, take {exit_times} % of the full network's time, and {exit_accuracy} % are right ({tests[0]}).",
-        "",
-        f"Ours minus the best static network, points of accuracy: {words}. At 0.3 points below the full network: {tests[0]} {at_full}.",
     ]
 
 
-def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:
-    return [mean(runs[f"{task}/{TIME}-{seed}"]["adaptive_ms"][test][0] for seed in seeds) for test in tests]
-
-
-def write_row(title: str, times: Sequence[float], tests: Sequence[str], find: Callable[[str, Pick], float]) -> list[str]:
-    """Write what ``find`` picks of the network that is compared on a test; the shift is that of one network, on the first."""
-    accuracy, agreement = ([find(test, pick_test(test, measure)) for test in tests] for measure in ("accuracy", "agreement"))
-    first, *others = (pick_test(test, "accuracy") for test in tests)
-    lost = [find(tests[0], lambda run, pick=pick: first(run) - pick(run)) for pick in others]
-    cells = [" / ".join(f"{100 * value:.1f}" for value in values) for values in (accuracy, agreement, lost)]
-    return [title, " / ".join(f"{ms:.3f}" for ms in times), *cells]
+def read_part_rate(runs: Runs, task: str, part: str) -> float:
+    """Return the rate at which the networks of a part were trained, with the first seed."""
+    ours = runs[f"{task}/{ADAPTIVE}-0"]
+    cells = {candidate.family: runs[f"{task}/{name}-0"] for name, candidate in CANDIDATES[task].items()}
+    return float({**cells, EGT: ours, PLAIN: ours["full"]}[part]["rate"])
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

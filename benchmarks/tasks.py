@@ -24,7 +24,7 @@ from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_fold
 from exitlens.data.demo import CLASSES, load_garments
 from exitlens.data.sets import SampleSet
 from exitlens.data.splits import Split
-from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.build import build_backbone, read_normalisation
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.heads import HeadKind
@@ -35,6 +35,7 @@ FASHION = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/ra
 SMALL_TRAIN, SMALL_TEST, SMALL_CLASSES = 1363, 1364, 9  # sizes of the data set of arXiv 2601.08891
 PICTURES, REVIEWS = Path("runs/pictures/data"), Path("runs/truth/data/reviews")
 TOKENS = 32
+PRETRAINED = {"recipe": "pretrained", "amp": True, "channels_last": True}  # of an image network
 SEEDS = {"scenes": 5, "small": 3, "digits": 3, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
 TITLES = {
     "scenes": "Scenes of 40 pixels, our small network from scratch",
@@ -45,6 +46,8 @@ TITLES = {
     "vit": "The scenes of 40 pixels, a vision transformer of six blocks with a convolutional stem, from scratch",
     "reviews": "Film reviews, all-MiniLM-L6-v2",
     "photographs": "Photographs of 32 pixels (CIFAR-10), our small network from scratch",
+    "finetuned": "10,000 of the photographs at 64 pixels, EfficientNet-Lite0 with ImageNet weights",
+    "clutter": "10,000 garments of Fashion-MNIST among pieces of others, 64 pixels, the same network",
 }
 
 
@@ -130,10 +133,10 @@ def read_idx(part: str) -> tuple[Tensor, Tensor]:
 
 
 def photographs(seed: int) -> Task:
-    """Return CIFAR-10: 43,000 photographs of 32 pixels to train on, 7,000 to validate, 10,000 to test on."""
+    """Return CIFAR-10: 20,000 photographs of 32 pixels to train on, 7,000 to validate, 10,000 to test on."""
     names = [f"data_batch_{i}" for i in range(1, 6)]
     images, labels = torch.cat([read_photographs(name) for name in names]), read_photograph_labels("train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([43_000, 7_000])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:27_000].split([20_000, 7_000])
     train, validation = (xl.data.ImageSet(images[rows], labels[rows], PHOTOGRAPH_CLASSES) for rows in order)
     test = xl.data.ImageSet(read_photographs("test_batch"), read_photograph_labels("test"), PHOTOGRAPH_CLASSES)
     return from_scratch(train, validation, {"test": test}, epochs=8)
@@ -155,6 +158,59 @@ def read_photographs(name: str) -> Tensor:  # -> (10000,3,32,32) uint8
 
 def read_photograph_labels(part: str) -> Tensor:
     return torch.tensor(json.loads((PHOTOGRAPHS / "package" / f"{part}_lables.json").read_text()))
+
+
+def finetuned(seed: int) -> Task:
+    """Return EfficientNet-Lite0 with ImageNet weights on 10,000 of the photographs, enlarged to 64 pixels."""
+    whole = photographs(seed)
+    return from_imagenet(*map(enlarge, (whole.train, whole.validation, whole.tests["test"])))
+
+
+def enlarge(data: Any) -> xl.data.ImageSet:
+    images = F.interpolate(data.images[:10_000].float(), (64, 64), mode="bicubic", antialias=True)
+    return xl.data.ImageSet(images.round().clamp(0, 255).to(torch.uint8), data.labels[:10_000], data.classes)
+
+
+def clutter(seed: int) -> Task:
+    """Return 10,000 garments of Fashion-MNIST at any place among pieces of others, as cluttered MNIST has digits (arXiv 1406.6247)."""
+    images, labels = read_idx("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:14_000].split([10_000, 4_000])
+    parts = [(images[rows], labels[rows]) for rows in order] + [read_idx("t10k")]
+    return from_imagenet(*(lay_among_pieces(*part, 10 * seed + i) for i, part in enumerate(parts)))
+
+
+def from_imagenet(*parts: xl.data.ImageSet) -> Task:
+    """Return EfficientNet-Lite0 with ImageNet weights on training, validation and test images."""
+    scale = read_normalisation(BACKBONE)
+    preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
+    train, validation, test = (xl.data.ImageSet(part.images, part.labels, part.classes, None, preprocess) for part in parts)
+    settings, at = {"epochs": 4, "batch_size": 32, **PRETRAINED}, ("blocks.2.0", "blocks.4.0", "blocks.5.1")
+    return Task(train, validation, {"test": test}, partial(build_pretrained, train.classes), at, settings)
+
+
+def lay_among_pieces(garments: Tensor, labels: Tensor, seed: int) -> xl.data.ImageSet:
+    """Return images of 64 pixels ``(N,3,64,64)``: sixteen squares of the set's other garments, and the garment, at random places."""
+    rng, piece = torch.Generator().manual_seed(seed), 12
+    images = torch.zeros(len(garments), 64, 64, dtype=torch.uint8)
+    for _ in range(16):
+        y, x = torch.randint(garments.shape[-1] - piece + 1, (2,), generator=rng).tolist()
+        paste(images, garments[torch.randperm(len(garments), generator=rng), 0, y : y + piece, x : x + piece], rng)
+    paste(images, garments[:, 0], rng)
+    return xl.data.ImageSet(images[:, None].expand(-1, 3, -1, -1).clone(), labels, CLASSES)
+
+
+def paste(images: Tensor, squares: Tensor, rng: torch.Generator) -> None:  # (N,H,W), (N,S,S)
+    """Lay a square over each image, at a random place, wherever it is brighter."""
+    size = squares.shape[-1]
+    corners, steps = torch.randint(images.shape[-1] - size + 1, (2, len(images), 1, 1), generator=rng), torch.arange(size)
+    where = torch.arange(len(images))[:, None, None], corners[0] + steps[:, None], corners[1] + steps
+    images[where] = torch.maximum(images[where], squares)
+
+
+def build_pretrained(classes: tuple[str, ...]) -> nn.Module:
+    backbone = build_backbone(BACKBONE, len(classes))
+    load_weights(backbone, find_weights())
+    return backbone
 
 
 def digits(seed: int) -> Task:
@@ -191,13 +247,7 @@ def build_vit() -> nn.Module:
 def pictures(seed: int) -> Task:
     """Return EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
     train, validation, test = (load_pictures(open_folder(PICTURES), part)[0] for part in ("train", "validation", "test"))
-
-    def build() -> nn.Module:
-        backbone = build_backbone(BACKBONE, len(train.classes))
-        load_weights(backbone, find_weights())
-        return backbone
-
-    settings = {"recipe": "pretrained", "epochs": 4, "batch_size": 32, "amp": True, "channels_last": True}
+    build, settings = partial(build_pretrained, train.classes), {"epochs": 4, "batch_size": 32, **PRETRAINED}
     return Task(train, validation, {"test": test}, build, 3, settings, grid=(7, 7))
 
 
@@ -219,7 +269,7 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
     return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 
-MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, pictures, vit, reviews
+MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, finetuned, clutter, pictures, vit, reviews
 TASKS: dict[str, Callable[[int], Task]] = {make.__name__: make for make in MAKERS}
 
 

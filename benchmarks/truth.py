@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,14 +96,24 @@ def shorten(task: Task, most: int) -> Task:
 
 
 def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitNet, xl.FitResult]:
-    """Return a trained network, which goes on from its last epoch; other processes that want the same network wait."""
-    loss = CONDITIONS[condition][0]
+    return train_by(CONDITIONS[condition][0], task, seed, folder)
+
+
+def train_by(loss: xl.EGTLoss | None, task: Task, seed: int, folder: Path) -> tuple[xl.ExitNet, xl.FitResult]:
+    """Return a trained network, which goes on from its last epoch; without a loss, the plain one."""
     net = build_network(task, seed, exits=loss is not None)
-    folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
-    with (folder / "fit.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock(folder):
         return net, xl.fit(net, task.train, watch(task), loss=loss or xl.EGTLoss(weight=0.0), **settings)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Make other processes that want the same network wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "fit.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def watch(task: Task) -> SampleSet:

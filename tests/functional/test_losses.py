@@ -110,6 +110,7 @@ def test_one_exit_has_no_consistency():
         ({"sharpness": 2.0, "target": "attention"}, r"sharpness: it is for targets .*, got target='attention'"),
         *(({"spread": value}, "spread: expected a share") for value in (-0.1, 1)),
         ({"spread": 0.2, "target": "attention"}, r"spread: it is for targets .*, got target='attention'"),
+        ({"routed": 1.5}, "routed: expected a share"),
         *(({"every": value}, "every") for value in (0, 1.5, "a")),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"class_weights": "even"}, "class_weights"),
@@ -337,6 +338,30 @@ def test_samples_that_the_expert_gets_wrong_count_more():
     torch.testing.assert_close(sure, torch.tensor([[1.0, 1.0], [1.5, 0.5]]))
 
 
+def test_exits_weigh_what_earlier_ones_leave_to_them():
+    # exit 0 is sure of the first sample alone; exit 1 of the second, and unsure of the first, which has left
+    logits = [torch.tensor([[9.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 2.0]])]
+    logits.append(torch.zeros(3, 2))
+    whole = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.5, 1.5], [0.0, 0.0, 3.0]])
+    torch.testing.assert_close(losses.weigh_by_routing(logits), whole)
+    torch.testing.assert_close(losses.weigh_by_routing(logits, 0.5), 1 + (whole - 1) / 2)
+    # of several labels the least decided one counts: the second sample's is, although its other label is sure
+    several = [torch.tensor([[2.0, -2.0], [9.0, 0.1]]), torch.zeros(2, 2)]
+    torch.testing.assert_close(losses.weigh_by_routing(several, several=True)[1], torch.tensor([0.0, 2.0]))
+    assert losses.weigh_by_routing([torch.full((2, 2), 5.0)] * 3).sum(1).tolist() == [2.0, 2.0, 2.0]  # equally sure
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 4, 2]), MATRIX])
+def test_routed_training_takes_these_weights_and_those_given(y):
+    outs, _ = _outputs()
+    weights = losses.weigh_by_routing([out.logits for out in outs], 0.7, y.ndim == 2)
+    given = torch.tensor([[1.0, 2.0, 0.0]] * 2)
+    for more, expected in (({}, weights), ({"sample_weights": given}, weights * given)):
+        terms = xl.EGTLoss(weight=0.0, routed=0.7)(outs, y, **more)
+        torch.testing.assert_close(terms.total, xl.EGTLoss(weight=0.0)(outs, y, sample_weights=expected).total)
+    assert not weights.requires_grad
+
+
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("class_weights", [None, (1.0, 2.0, 3.0, 4.0, 5.0)])
 def test_samples_have_a_weight_at_every_exit(several, class_weights):
@@ -427,5 +452,7 @@ def test_labels_of_pixels_for_a_classifier():
 
 
 def test_defaults_for_pixels():
+    with pytest.raises(xl.errors.InputError, match=r"routed: 0\.5 is for answers about whole images"):
+        xl.EGTLoss(routed=0.5).for_network(True, of_pixels=True)
     chosen = xl.EGTLoss().for_network(True, of_pixels=True)
     assert (chosen.target, chosen.reach, chosen.sharpness, chosen.every) == ("attention", "heads", None, 1)

@@ -14,9 +14,10 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional import maps as measures
 from exitlens.functional.schedules import ramp
+from exitlens.functional.scores import score
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
-from exitlens.types.tasks import IGNORE, check_truth
+from exitlens.types.tasks import IGNORE, USUAL_SCORES, check_truth
 
 
 def classification_loss(
@@ -86,6 +87,27 @@ def weigh_difficulty(losses: Tensor, easy_losses: Tensor, strength: float = 1.0)
     return 1 + strength * (relative - 1)
 
 
+def weigh_by_routing(
+    logits: Sequence[Tensor], strength: float = 1.0, several: bool = False
+) -> Tensor:  # (B,C) each -> (K,B)
+    """Return weights of samples at each exit: those that an earlier exit would answer count less.
+
+    Every exit answers as many samples of the batch: of those that come to it, its surest (by largest probability, or of
+    ``several`` labels by the least decided one), so that thresholds move with training. Those that come to an exit weigh the
+    same, the others nothing; weights have mean 1, and are mixed with 1 by the ``strength`` in [0, 1].
+
+    Deep exits thus learn what early ones leave to them. BoostNet (arXiv 2211.16726) adds the earlier exits' logits for that,
+    and L2W-DEN (arXiv 2209.08310) learns the weights by a second network; we do neither.
+    """
+    count, exits, kind = len(logits[0]), len(logits), USUAL_SCORES["multilabel" if several else "classes"]
+    comes, weights = logits[0].new_ones(count, dtype=torch.float32), list[Tensor]()
+    for k, each in enumerate(logits):
+        weights.append(1 + strength * (comes / comes.mean() - 1))
+        unsure = score(each.detach(), kind).masked_fill(comes == 0, math.inf).argsort(stable=True)
+        comes = torch.zeros_like(comes).index_fill(0, unsure[: max(1, round(count * (exits - 1 - k) / exits))], 1.0)
+    return torch.stack(weights)
+
+
 def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0, several: bool = False) -> Tensor:
     """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached; of ``several`` labels by sigmoids."""
     if len(outputs) < 2:
@@ -109,7 +131,7 @@ EARLY_WEIGHT = 0.25
 _NUMBERS = {
     "weight": NOT_NEGATIVE,
     "distill": NOT_NEGATIVE,
-    "ramp_share": NumberRule("a share in [0, 1]", lambda value: 0 <= value <= 1),
+    **dict.fromkeys(("ramp_share", "routed"), NumberRule("a share in [0, 1]", lambda value: 0 <= value <= 1)),
     "label_smoothing": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
     "sharpness": POSITIVE,
     "spread": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
@@ -195,6 +217,8 @@ class EGTLoss:
         class_weights: C positive numbers, the weights of samples by their class, or of several labels' terms. The mean is
             over samples, not over weights as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for
             :func:`exitlens.fit`, which counts one label a sample: N / (C * samples of the class).
+        routed: share in [0, 1] of each exit's classification term that is about the samples that earlier exits leave to it,
+            in the place of all (:func:`weigh_by_routing`); by default none. It is not for one class a pixel.
     """
 
     weight: float = 1.0
@@ -210,6 +234,7 @@ class EGTLoss:
     distill: float = 0.0
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    routed: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, get_args(Of))
@@ -258,8 +283,9 @@ class EGTLoss:
         (``of_images``) is asked every second step (docs/measured/truth.md compares). With one class a pixel (``of_pixels``),
         the maps follow the final exit's.
         """
-        if of_pixels and self.weight > 0 and (self.of == "evidence" or self.needs_relevance):
+        if of_pixels and (self.routed or (self.weight > 0 and (self.of == "evidence" or self.needs_relevance))):
             wrong = "of: 'evidence'" if self.of == "evidence" else f"target: {self.target!r}"
+            wrong = f"routed: {self.routed}" if self.routed else wrong
             raise InputError(
                 f"{wrong} is for answers about whole images, and this network answers each pixel. Fix: leave it out"
             )
@@ -320,6 +346,9 @@ class EGTLoss:
             )
         labels = labels if labels.ndim == 2 else labels.long()
         alpha = ramp(progress, self.ramp_share)
+        if self.routed:
+            weights = weigh_by_routing([out.logits for out in outputs], self.routed, several=labels.ndim == 2)
+            sample_weights = weights if sample_weights is None else weights * sample_weights
         classification = self.classify(outputs, labels, sample_weights)
         consistency = distillation = classification.new_zeros(())
         maps = self._list_maps(outputs, labels, features) if self.weight > 0 else []
