@@ -427,5 +427,5 @@ def test_labels_of_pixels_for_a_classifier():
 
 
 def test_defaults_for_pixels():
-    chosen = xl.EGTLoss().for_network(True, of_pixels=True)
+    chosen = xl.EGTLoss().for_network(True, task="segmentation")
     assert (chosen.target, chosen.reach, chosen.sharpness, chosen.every) == ("attention", "heads", None, 1)

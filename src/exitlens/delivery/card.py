@@ -15,6 +15,7 @@ from exitlens.model.network import NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.policies import DEFAULT, Calibration
+from exitlens.types.tasks import WITH_CLASSES, Task, refuse_task
 from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
@@ -35,7 +36,7 @@ class _Facts(NamedTuple):
     num_classes: int
     classes: Sequence[str]
     num_exits: int
-    task: str = "classes"
+    task: Task = "classes"
     precision: str = ""  # of the files of an edge bundle
     cost: Sequence[float] = ()  # of each exit; empty: not in the files
     at: Sequence[str] = ()
@@ -65,6 +66,7 @@ def write_card(directory: Path, report: Report | None = None) -> None:
     from exitlens.delivery.explanations import load_template
 
     facts, policies, path = _read_facts(directory), _read_policies(directory), directory / CARD
+    refuse_task(facts.task, "card: a model card", WITH_CLASSES)
     policy = policies.pop(DEFAULT, None)
     record = None if policy is None or policy.is_changed else policy.calibration
     columns = {} if policy is None else _tabulate(facts, policy, record, report)

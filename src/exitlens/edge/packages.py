@@ -14,7 +14,7 @@ from exitlens.edge.export import FORMAT, MANIFEST, POLICIES
 from exitlens.errors import BundleError, ExportError, InputError, OutputExistsError, PolicyError, suggest
 from exitlens.io import read_json, replace_directory, verify_checksums, write_text
 from exitlens.types.policies import DEFAULT
-from exitlens.types.tasks import refuse_segmentation
+from exitlens.types.tasks import refuse_task
 
 SERVERS = {"triton": "1/edge", "mlserver": "edge", "kserve": "edge", "bentoml": "edge"}  # and where the bundle lies
 NAME = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a name that Kubernetes takes, too
@@ -40,7 +40,7 @@ def export_package(
     """
     source, (target, place) = Path(edge).resolve(), place_package(directory, server, overwrite=overwrite)
     manifest = _read_manifest(source, policy)
-    refuse_segmentation(manifest.get("task", "classes"), "edge: a package for another server")
+    refuse_task(manifest.get("task", "classes"), "edge: a package for another server")
     files = render_package(manifest, target.name, server, policy)
     with replace_directory(target, {Path(name).parts[0] for name in (*files, place)}) as temporary:
         shutil.copytree(source, temporary / place)

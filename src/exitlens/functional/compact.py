@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from exitlens.types.inputs import check_labels
-from exitlens.types.traces import LARGEST, NODES, CompactLogits, Logits, PixelSummary, chebyshev_nodes, scale_distances
+from exitlens.types.traces import (
+    LARGEST,
+    NODES,
+    AnswerSummary,
+    CompactLogits,
+    Logits,
+    PixelSummary,
+    chebyshev_nodes,
+    scale_distances,
+)
 
 
 def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # (*S,C), (S_0,)
@@ -132,8 +141,8 @@ def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
 
 def restore_logits(logits: Logits) -> Tensor:  # (*S,C) -> (*S,C)
     """Return full logits; values that compact logits do not keep are replaced by their mean, those of pixels are means."""
-    if isinstance(logits, PixelSummary):
-        return logits.means
+    if isinstance(logits, PixelSummary | AnswerSummary):
+        return logits.first
     if not isinstance(logits, CompactLogits):
         return logits
     others = max(1, logits.num_classes - logits.top.shape[-1])
