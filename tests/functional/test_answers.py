@@ -58,16 +58,16 @@ def test_losses_by_hand():
     assert answers.rate_answers(vectors, final, "embedding").item() == pytest.approx(1.0)
 
 
-def test_forecasts_learn_the_distance_and_change_no_answer():
+def test_forecasts_learn_the_error_and_change_no_answer():
     early = torch.tensor([[2.0, 0.1], [0.0, 1.0]], requires_grad=True)
-    final = torch.tensor([[1.0, 0.0], [1.0, 0.0]], requires_grad=True)
-    loss = answers.forecast_loss([early, final], "regression")
-    assert loss.item() == pytest.approx(math.log(0.1) ** 2 / 2)
+    final = torch.tensor([[1.0, 1.0], [2.0, 1.0]], requires_grad=True)
+    loss = answers.forecast_loss([early, final], torch.ones(2, 1), "regression")  # the errors are 1, 1 and 0 (or LEAST), 1
+    assert loss.item() == pytest.approx((math.log(0.1) ** 2 / 2 + math.log(answers.LEAST) ** 2 / 2) / 2)
     loss.backward()
-    assert final.grad is None
-    assert early.grad[:, 0].tolist() == [0.0, 0.0]
+    assert early.grad[:, 0].tolist() == final.grad[:, 0].tolist() == [0.0, 0.0]
     assert early.grad[0, 1] < 0 == early.grad[1, 1]
-    assert answers.forecast_loss([final], "regression").item() == 0.0
+    kept = torch.tensor([[1.0, 0.0, 0.0]])  # the final exit of an embedding expects nothing
+    assert answers.forecast_loss([torch.tensor([[0.0, 1.0, 1.0]]), kept], kept[:, :2], "embedding").item() == 0.0
 
 
 def make_summary() -> AnswerSummary:

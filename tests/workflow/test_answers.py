@@ -49,8 +49,7 @@ def _build(numbers: int) -> xl.ExitNet:
     for k in range(net.num_exits - (final == "keep")):
         nn.init.normal_(net.head(k).attend.weight)
         nn.init.normal_(net.head(k).classifier.weight, std=2.0)
-        if net.head(k).forecast is not None:
-            nn.init.normal_(net.head(k).forecast[2].weight)
+        nn.init.normal_(net.head(k).forecast[2].weight)
     return net
 
 
@@ -74,7 +73,7 @@ def test_evidence_adds_up_to_the_number(series):
     for k, out in enumerate(net(series)):
         total = out.evidence.sum(2) + net.head(k).bias
         assert torch.allclose(total, out.logits[:, :2], atol=1e-4)
-    assert out.logits[:, 2].eq(0).all()  # the final exit is at no distance from itself
+    assert out.logits[:, 2].gt(0).all()  # the expected error
     assert isinstance(net.head(0), NumberHead)
     assert "2 numbers" in repr(net)
 
@@ -92,7 +91,9 @@ def test_numbers_on_paper_are_those_that_are_predicted(score, series):
     assert torch.equal(pred.exits, exits)
     assert torch.allclose(pred.labels, values.gather(1, exits[:, None])[:, 0], atol=1e-3)
     assert pred.probabilities.shape == (60, 0)
-    assert pred.confidence[exits == 2].eq(1).all()
+    sure = trace.logits.scores[torch.arange(60), exits, int(score == "stability")]
+    assert torch.allclose(pred.confidence, sure, atol=1e-4)
+    assert score == "closeness" or pred.confidence[exits == 2].eq(1).all()
     parts = [*xl.predict_stream(net, series.split(7), policy)]
     assert torch.equal(torch.cat([part.exits for part in parts]), exits)
     assert torch.allclose(torch.cat([part.labels for part in parts]), pred.labels, atol=1e-3)
@@ -342,8 +343,8 @@ def test_numbers_are_learnt_and_a_run_goes_on(tmp_path):
     ) / net.info.units[0][1]
     assert last[-1] == pytest.approx(1 - wrong.square().mean().item(), abs=1e-3)
     trace = xl.collect(net, draw(300, 7))
-    sure = trace.logits.scores[:, 0, 0].argsort()
-    assert trace.logits.distance[sure[:100], 0].mean() > trace.logits.distance[sure[-100:], 0].mean()  # it knows itself
+    order = trace.logits.scores[:, 2, 0].argsort()
+    assert trace.logits.error[order[:150], 2].mean() > trace.logits.error[order[150:], 2].mean()  # it knows its errors
     loader = DataLoader(train, 32, shuffle=True, generator=torch.Generator())
     xl.fit(again, loader, val, epochs=1, loss=xl.EGTLoss(weight=0, distill=0.5), **options)
     assert again.info.units == net.info.units

@@ -47,7 +47,7 @@ def measure_distance(answers: Tensor, others: Tensor, task: Task) -> Tensor:  # 
 
 
 def compare_with(p: Tensor, previous: Tensor | None, task: Task) -> Tensor:  # (B,C+1) each -> (B,C+1)
-    """Put the distance from the answer of the exit before in place of the expected one, for the scores of stability."""
+    """Put the distance from the answer of the exit before in place of the expected error, for the scores of stability."""
     answers = split_answers(p)[0]
     distance = (
         answers.new_full(answers.shape[:-1], UNKNOWN)
@@ -78,14 +78,17 @@ def answer_loss(logits: Tensor, target: Tensor, task: Task) -> Tensor:  # (B,C+1
     return (1 - (mine * final).sum(1)).mean() + (mine @ mine.T - final @ final.T).square().mean()
 
 
-def forecast_loss(outputs: Sequence[Tensor], task: Task) -> Tensor:  # (B,C+1) by exit -> ()
-    """Return the mean squared error of the logarithms of the distances that early exits expect from the final answer."""
-    final, terms = split_answers(outputs[-1].detach().float())[0], list[Tensor]()
-    for logits in outputs[:-1]:
+def forecast_loss(outputs: Sequence[Tensor], target: Tensor, task: Task) -> Tensor:  # (B,C+1) by exit, (B,C) -> ()
+    """Return the mean squared error of the logarithms of the errors that exits expect of themselves.
+
+    The kept final exit of a network that answers vectors expects none.
+    """
+    terms = [target.new_zeros(())]
+    for logits in outputs[:-1] if task == "embedding" else outputs:
         answers, expected = split_answers(logits.float())
-        distance = measure_distance(answers.detach(), final, task)
-        terms.append((expected.log() - distance.clamp_min(LEAST).log()).square().mean())
-    return torch.stack(terms).mean() if terms else final.new_zeros(())
+        error = measure_distance(answers.detach(), target, task)
+        terms.append((expected.log() - error.clamp_min(LEAST).log()).square().mean())
+    return torch.stack(terms).sum() / max(1, len(terms) - 1)
 
 
 def rate_answers(logits: Tensor, target: Tensor, task: Task) -> Tensor:  # (B,C+1), (B,C) -> ()

@@ -70,10 +70,7 @@ def _check_task(trace: Trace, request: CalibrationRequest) -> None:
         ("embedding",): VECTOR_LIMITS,
         WITH_CLASSES: ("max_disagreement",),
     }
-    has, fitting = (
-        f"this trace has {ANSWERS[trace.task]}",
-        next(limits for tasks, limits in kinds.items() if trace.task in tasks),
-    )
+    fitting, has = next(kinds[tasks] for tasks in kinds if trace.task in tasks), f"this trace has {ANSWERS[trace.task]}"
     for tasks, limits in kinds.items():
         foreign = [name for name in request.risk_limits if name.startswith(limits)]
         if foreign and trace.task not in tasks:
@@ -224,8 +221,8 @@ def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Pol
                 "on, or leave temperatures out (they are then fitted on a part that is not tested)."
             )
         values, fitted_on = given.values, given.fitted_on
-    elif request.temperature_scaling and trace.labels is not None and trace.has_accuracy:
-        values, fitted_on = fit_temperatures(trace.class_logits, trace.labels, rows), (trace.sketch(),)
+    elif request.temperature_scaling and trace.class_labels is not None:
+        values, fitted_on = fit_temperatures(trace.class_logits, trace.class_labels, rows), (trace.sketch(),)
     policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
     if not request.gate:
         return policy, fitted_on
@@ -261,11 +258,9 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         sketch=seen.sketch,
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule_hash(),
-        calibration_error=(
-            routed_calibration_error(trace, policy.temperatures, exits)
-            if trace.labels is not None and trace.has_accuracy
-            else None
-        ),
+        calibration_error=None
+        if trace.class_labels is None
+        else routed_calibration_error(trace, policy.temperatures, exits),
         map_null=tuple(trace.null["cc"].mean(0).tolist()) if "cc" in trace.null else None,
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,

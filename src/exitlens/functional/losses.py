@@ -347,8 +347,12 @@ class EGTLoss:
             distillation = self._distill(outputs, labels)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         if self.task is not None:
-            total = total + forecast_loss([out.logits for out in outputs], self.task)
+            total = total + forecast_loss([out.logits for out in outputs], self._find_target(outputs, labels), self.task)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
+
+    def _find_target(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+        """Return the targets of numbers, or the final exit's vectors."""
+        return labels if self.task == "regression" else find_answers(outputs[-1].logits.detach().float(), "embedding")
 
     def _distill(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
         if self.task is None:
@@ -376,7 +380,7 @@ class EGTLoss:
         self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         if self.task is not None:
-            target = labels if self.task == "regression" else find_answers(outputs[-1].logits.detach().float(), self.task)
+            target = self._find_target(outputs, labels)
             pairs = zip(weights, outputs, strict=True)
             return torch.stack([w * answer_loss(out.logits, target, self.task) for w, out in pairs]).mean()
         options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights

@@ -41,7 +41,7 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 1.0, kind: str =
     """Return the softmax of ``logits / temperature`` in float32; for the score ``decided``, the sigmoid.
 
     For the scores of pixels, the classes are the third axis from the end. For those of numbers and vectors, it returns the
-    logits, which end with the expected distance from the final exit's answer.
+    logits, which end with the expected error.
     """
     logits = logits.float()
     if task_of_score(kind) in CONTINUOUS:
@@ -55,7 +55,7 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C), of pixels (...,C,h,w) 
     """Return ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
 
     ``decided``, for several labels: the smallest of max(p, 1 - p), in [1/2, 1]. For those of pixels see
-    :func:`~exitlens.functional.pixels.score_pixels`; for those of numbers and vectors exp(-distance).
+    :func:`~exitlens.functional.pixels.score_pixels`; for those of numbers and vectors exp(-error).
     """
     if task_of_score(kind) in CONTINUOUS:
         return (-split_answers(p)[1]).exp()

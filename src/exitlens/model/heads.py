@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ DEPTH, WIDEST, NARROWEST = 2, 256, 8
 NECK_SHARE = 0.04  # share of the plain backbone's MACs for all necks together
 DENSE_SHRINK, LEAST_DENSE_SIDE = 8, 16  # see choose_dense_side
 TINY = 1e-12
-HIDDEN, MOST = 32, 8.0  # units of the perceptrons that expect distances, and the largest logarithm that they give
+HIDDEN, MOST = 32, 8.0  # units of the perceptrons that expect errors, and the largest logarithm that they give
 LEAST_SIDE = 7  # least side of context heads' maps, where the backbone has features as fine
 
 
@@ -430,35 +429,22 @@ class EvidenceHead(NeckHead):
 
 
 class NumberHead(EvidenceHead):
-    """Answers numbers, in spreads about their means in the training data, and how far the final exit's answer may be.
+    """Answers numbers, in spreads about their means in the training data, and how far off it expects them to be.
 
-    The logits ``(B,C+1)`` are the numbers and the expected distance from the final exit's
-    (:func:`~exitlens.functional.answers.measure_distance`): the exponential of a small perceptron on the pooled features,
-    which are detached, so that it changes no answer. The final exit (``is_final``) expects 0. Evidence is exact for the
-    numbers: where the network looked is shared out as for classes.
+    The logits ``(B,C+1)`` are the numbers and the expected error (:func:`~exitlens.functional.answers.measure_distance`
+    from the target): the exponential of a small perceptron on the pooled features, which are detached, so that it changes no
+    answer. Evidence is exact for the numbers.
 
-    Exits that predict their own loss are known from learning loss (arXiv 1905.03677), which ranks samples instead.
+    Parts that predict a network's loss are known from learning loss (arXiv 1905.03677), which ranks pairs of samples.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        layout: Layout | None = None,
-        neck: Neck | None = None,
-        lateral: Layout | None = None,
-        is_final: bool = False,
-    ) -> None:
-        super().__init__(channels, num_classes, layout, neck, lateral)
-        width = self.classifier.in_features
-        self.forecast = None if is_final else nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+    def __init__(self, *parts: Any) -> None:  # of an EvidenceHead
+        super().__init__(*parts)
+        self.forecast = nn.Sequential(nn.Linear(self.classifier.in_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
 
     def answer_pooled(self, pooled: Tensor) -> Tensor:  # (B,width) -> (B,C+1)
-        """Return the numbers and the expected distance."""
-        answers = self.read_out(pooled)
-        if self.forecast is None:
-            return add_certainty(answers)
-        return torch.cat([answers, self.forecast(pooled.detach()).clamp_max(MOST).exp()], 1)
+        """Return the numbers and the expected error."""
+        return torch.cat([self.read_out(pooled), self.forecast(pooled.detach()).clamp_max(MOST).exp()], 1)
 
     def read_out(self, pooled: Tensor) -> Tensor:  # (B,width) -> (B,C)
         """Return the numbers."""
@@ -470,14 +456,10 @@ class NumberHead(EvidenceHead):
         return logits, attention, attention.new_zeros(len(attention), 3)
 
 
-def add_certainty(answers: Tensor) -> Tensor:  # (B,C) -> (B,C+1)
-    """Return a final exit's logits: its answers, at no distance from itself."""
-    return torch.cat([answers, answers.new_zeros(len(answers), 1)], 1)
-
-
 class VectorHead(NumberHead):
     """Answers a vector of unit norm in the space of the final exit's: a linear map of the pooled features, normalised.
 
+    The expected error is the distance from the final exit's vector.
     The evidence of a vector would be as large as all features; it is left empty, ``(B,0,*S)``, and :meth:`share_similarity`
     has what each location adds to a similarity instead.
     """
@@ -601,7 +583,8 @@ class KeptVectorHead(KeptHead):
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Return the backbone's vectors and zeros, ``(B,C+1)``."""
-        return add_certainty(super().classify(*activations))
+        vectors = super().classify(*activations)
+        return torch.cat([vectors, vectors.new_zeros(len(vectors), 1)], 1)
 
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention (energy) and no evidence, see :class:`VectorHead`."""
@@ -717,8 +700,7 @@ def make_head(
         return _make_pixel_head(pieces, k, num_classes, kind, plain)
     features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
     channels, layout, size = features.channels, features.layout, features.size
-    make = partial(NumberHead, is_final=k == count - 1) if task == "regression" else EvidenceHead
-    make = VectorHead if task == "embedding" else make
+    make = {"regression": NumberHead, "embedding": VectorHead}.get(task, EvidenceHead)
     is_plane, budget = len(size) >= 2, NECK_SHARE * plain
     if kind == "average":
         return AverageHead(channels, num_classes, layout)

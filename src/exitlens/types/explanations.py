@@ -383,20 +383,17 @@ class Explanation:
             values["relevance"] = self.relevance.tolist()
         return values
 
-    def _tell_runner_up(self, view: ExitView) -> dict[str, Any]:
-        return {
-            "runner_up": view.runner_up,
-            "runner_up_name": self.name(view.runner_up),
-            "runner_up_probability": view.probabilities[view.runner_up].item(),
-        }
-
     def _row(self, view: ExitView) -> dict[str, Any]:
         row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
         labels = row.pop("labels")
         row.pop("pixels")
         row.pop("numbers")
+        second: dict[str, Any] = {}
         if view.numbers is not None:
             row["numbers"] = [item.to_dict() for item in view.numbers]
+        else:
+            second = {"runner_up": view.runner_up, "runner_up_name": self.name(view.runner_up)}
+            second["runner_up_probability"] = view.probabilities[view.runner_up].item()
         if view.pixels is not None:
             row["pixels"] = view.pixels.to_dict()
         if labels is not None:
@@ -408,7 +405,7 @@ class Explanation:
         return row | {
             "label_name": self.name_answer(view),
             "threshold": "never" if view.threshold == math.inf else view.threshold,
-            **({} if view.numbers is not None else self._tell_runner_up(view)),
+            **second,
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(item["evidence"] for item in top),
         }

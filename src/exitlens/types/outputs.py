@@ -21,8 +21,8 @@ class ExitOutput(NamedTuple):
     on the exit's own grid ``(B,C,h,w)``, and attention the mean of the softmax over locations of the classes that it tells.
 
     Where answers are numbers or vectors, logits are ``(B,C+1)``: the numbers, less their means and in spreads of the
-    training data (``net.info.units``), or the vector; then the distance from the final exit's answer that the exit expects.
-    Evidence is of the numbers alone; of vectors there is none, ``(B,0,*S)``.
+    training data (``net.info.units``), or the vector; then the error that the exit expects (of vectors, the distance from
+    the final exit's). Evidence is of the numbers alone; of vectors there is none, ``(B,0,*S)``.
 
     Examples:
         >>> out = net(images)[0]

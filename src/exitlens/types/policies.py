@@ -404,8 +404,8 @@ class Policy:
             that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids. For one class a
             pixel, from the largest probability in each cell of the exit's grid: ``mean_probability``; ``low_probability``,
             which nine tenths of them reach; or ``sure_share``, of those of 0.9 or more. For numbers ``closeness``,
-            exp(-distance) with the distance from the final exit's answer that the head expects, or ``stability``, with that
-            from the answer of the exit before (0 at exit 0); for vectors ``vector_closeness`` or ``vector_stability``.
+            exp(-error) with the error that the head expects, in spreads, or ``stability``, exp(-distance) from the answer of
+            the exit before (0 at exit 0); for vectors ``vector_closeness`` and ``vector_stability``, with 1 - cosine.
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.

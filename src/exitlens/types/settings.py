@@ -81,8 +81,7 @@ DECIDED = "decided"  # the score of several labels: how sure the least sure of t
 # of one class a pixel, over the cells of the exit's grid: the mean of the largest probabilities, the value that nine tenths
 # of them reach, and the share of those of 0.9 or more
 PIXEL_SCORES = ("mean_probability", "low_probability", "sure_share")
-# of numbers, and of vectors: exp(-distance), of the answer from the final exit's as the head expects it, and from the answer
-# of the exit before
+# of numbers, and of vectors: exp(-error), as the head expects it, and exp(-distance) from the answer of the exit before
 NUMBER_SCORES = ("closeness", "stability")
 VECTOR_SCORES = ("vector_closeness", "vector_stability")
 CHANGE_SCORES = (NUMBER_SCORES[1], VECTOR_SCORES[1])

@@ -39,7 +39,7 @@ ANSWERS: Mapping[Task, str] = {
 }
 BY_LABELS: tuple[Task, ...] = ("classes", "multilabel")  # told apart by the labels of training; the others are attached
 WITH_CLASSES: tuple[Task, ...] = (*BY_LABELS, "segmentation")
-CONTINUOUS: tuple[Task, ...] = ("regression", "embedding")  # their logits end with an expected distance: split_answers
+CONTINUOUS: tuple[Task, ...] = ("regression", "embedding")  # their logits end with an expected error: split_answers
 GUIDES: Mapping[Task, str] = {"segmentation": "segmentation", "regression": "vectors", "embedding": "vectors"}
 BACKGROUND = "background"  # name of a class of the pixels that no other has
 IGNORE = 255  # label of a pixel that counts nowhere, as in PASCAL VOC and Cityscapes
@@ -71,7 +71,7 @@ def count_answers(task: Task, count: int) -> str:
 
 
 def split_answers(logits: Tensor) -> tuple[Tensor, Tensor]:  # (...,C+1) -> (...,C), (...)
-    """Return numbers or vectors, and their distance from the final exit's that the head expects, which comes after them."""
+    """Return numbers or vectors, and the error that the head expects of them, which comes after them."""
     return logits[..., :-1], logits[..., -1]
 
 

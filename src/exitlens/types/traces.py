@@ -250,13 +250,8 @@ class AnswerSummary(LogitsSummary):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise InputError(f"logits: expected {name} {shape} beside values, got {tuple(value.shape)}")
-            if (
-                value is not None
-                and value.numel()
-                and (value.min() < 0 or (name in ("scores", "overlap") and value.max() > 1))
-            ):
-                most = "in [0, 1]" if name in ("scores", "overlap") else "of 0 or more"
-                raise InputError(f"logits: expected {name} {most}, got {value.min().item():g} to {value.max().item():g}")
+            if value is not None and bool((value < 0).any()):
+                raise InputError(f"logits: expected {name} of 0 or more, got {value.min().item():g}")
 
     @property
     def shape(self) -> torch.Size:
@@ -541,6 +536,11 @@ class Trace:
     def has_accuracy(self) -> bool:
         """True if answers are right or wrong, and the samples have labels."""
         return self.is_labelled and self.task not in CONTINUOUS
+
+    @property
+    def class_labels(self) -> Tensor | None:
+        """The labels of classes; ``None`` without labels, and if they are numbers."""
+        return self.labels if self.has_accuracy else None
 
     @property
     def class_logits(self) -> Tensor | CompactLogits:

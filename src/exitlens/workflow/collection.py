@@ -152,9 +152,7 @@ def _check_probes(net: ExitNet, probes: Tensor) -> Tensor:
     wide = net.info.num_classes
     if net.info.task != "embedding" or probes.ndim != 2 or probes.shape[1] != wide or len(probes) <= answers.NEAREST:
         wanted = f"more than {answers.NEAREST} vectors (P,{wide}) for a network that answers vectors"
-        raise InputError(
-            f"probes: expected {wanted}, got {tuple(probes.shape)} for {ANSWERS[net.info.task]}. Fix: see collect."
-        )
+        raise InputError(f"probes: expected {wanted}, got {tuple(probes.shape)}. Fix: pass vectors of the final exit.")
     return probes.float().to(net.device)
 
 
@@ -172,10 +170,8 @@ class _Recorder:
         if net.info.task != "classes":
             if compact:
                 several = net.info.task == "multilabel"
-                reason = (
-                    "several labels per sample need all logits" if several else f"{ANSWERS[net.info.task]} are summed up"
-                )
-                raise InputError(f"compact: {reason}. Fix: leave it out.")
+                reason = "need all logits" if several else "are summed up"
+                raise InputError(f"compact: {ANSWERS[net.info.task]} {reason}. Fix: leave it out.")
             compact = False
         self._compact, self._is_compact, self._has_probes = compact, bool(compact), has_probes
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()

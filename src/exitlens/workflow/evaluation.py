@@ -182,18 +182,15 @@ class AnswerReport:
     exit_overlap: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
-        def list_exits(name: str, value: float | None, exits: Sequence[float] | None) -> str:
-            known = value is not None and exits is not None
-            return f"{name} {value:.4g} (exits {' '.join(f'{each:.4g}' for each in exits or ())})" if known else ""
-
-        parts = [
-            list_exits("mean absolute error", self.mae, self.exit_mae),
-            list_exits("RMSE", self.rmse, self.exit_rmse),
-            list_exits("R²", self.r2, self.exit_r2),
-            list_exits("distance from the final exit's", self.distance, self.exit_distance),
-            list_exits("share of the nearest probes", self.overlap, self.exit_overlap),
-        ]
-        return "; ".join(filter(None, parts))
+        named = {
+            "mean absolute error": (self.mae, self.exit_mae),
+            "RMSE": (self.rmse, self.exit_rmse),
+            "R²": (self.r2, self.exit_r2),
+            "distance from the final exit's": (self.distance, self.exit_distance),
+            "share of the nearest probes": (self.overlap, self.exit_overlap),
+        }
+        known = [(name, value, exits) for name, (value, exits) in named.items() if value is not None and exits is not None]
+        return "; ".join(f"{name} {value:.4g} (exits {' '.join(f'{x:.4g}' for x in exits)})" for name, value, exits in known)
 
 
 @dataclass(frozen=True, repr=False)
@@ -312,7 +309,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         (64, 3)
     """
     exits = route(trace, policy)
-    labels, timing = trace.labels, trace.timing
+    labels, timing = trace.class_labels, trace.timing
     correct = trace.accuracy if trace.has_accuracy else None
     early = score_early_exits(trace, policy)
     rows = tuple(_measure_exit(trace, policy, k, exits, correct, early) for k in range(trace.num_exits))
@@ -331,9 +328,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         ms=None if timing is None else torch.tensor(timing.ms, dtype=torch.float64)[exits].mean().item(),
         timing=timing,
         labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
-        calibration_error=None
-        if labels is None or correct is None
-        else scores.routed_calibration_error(trace, policy.temperatures, exits),
+        calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
         cue_drop=cue_drop(trace, 1.0).mean(exits) if has_swaps(trace) else None,
         oracle=() if labels is None or correct is None else scores.find_oracle_curve(correct, trace.cost),
         pixels=_measure_pixels(trace, exits) if trace.task == "segmentation" and trace.is_labelled else None,
@@ -482,11 +477,8 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     check_number("level", level, PROPER_SHARE)
     check_number("most", most, COUNT)
     _, first, second = split_trace(trace, 0.5, seed)
-    temperatures = (
-        ()
-        if trace.labels is None or not trace.has_accuracy
-        else scores.fit_temperatures(trace.class_logits, trace.labels, first)
-    )
+    labels = trace.class_labels
+    temperatures = () if labels is None else scores.fit_temperatures(trace.class_logits, labels, first)
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
     risk = default_loss(trace)

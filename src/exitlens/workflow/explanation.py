@@ -110,7 +110,7 @@ def _check_other(net: ExitNet, data: Any, to: Tensor | None) -> Tensor:
 def _share(net: ExitNet, activations: Activations, to: Tensor | None) -> list[SharedSimilarity | None]:
     """Return every exit's cosine with other vectors, shared out; nothing without them."""
     shared: list[SharedSimilarity | None] = [None] * net.num_exits
-    for k in range(net.num_exits) if to is not None else ():
+    for k in range(0 if to is None else net.num_exits):
         activations, head = net.stage(k)(*activations), net.head(k)
         assert to is not None
         assert isinstance(head, VectorHead | KeptVectorHead)
@@ -178,8 +178,9 @@ def _run_exits(
         if not all_finite(out.logits):
             raise InputError("net: its logits are NaN or infinite for these inputs: its weights are damaged, train it again")
         p = probabilities(out.logits, policy.temperatures[k], policy.score)
-        if policy.score in CHANGE_SCORES and k < len(policy.thresholds):
-            p = compare_with(p, results[-1].p if results else None, policy.task)
+        if policy.score in CHANGE_SCORES:
+            before = p if k == len(policy.thresholds) else results[-1].p if results else None
+            p = compare_with(p, before, policy.task)
         scores = score_of(p, policy.score)
         if k == len(policy.thresholds):
             results.append(_ExitResult(out, p, scores, None))

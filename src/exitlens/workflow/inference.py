@@ -121,9 +121,10 @@ def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
     if estimates := [part.trust for part in routed if part.trust is not None]:
         trust, refused = torch.cat(estimates)[order], torch.cat([part.find_refused() for part in routed])[order]
     labels = read_answers(p, net.info.task)
-    if net.info.task in CONTINUOUS:
-        labels, p = restore_units(labels, net.info.units), p[:, :0]
-        labels = labels[:, 0] if net.info.task == "regression" and net.info.num_classes == 1 else labels
+    if net.info.task == "regression":
+        labels = restore_units(labels, net.info.units)
+        labels = labels[:, 0] if net.info.num_classes == 1 else labels
+    p = p[:, :0] if net.info.task in CONTINUOUS else p
     return Prediction(labels, exits, scores, p, maps, where, trust, refused)
 
 

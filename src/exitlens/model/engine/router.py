@@ -171,8 +171,8 @@ class Router:
         activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
-        if compares and not is_final:
-            p = compare_with(p, carried[0] if carried else None, policy.task)
+        if compares:
+            p = compare_with(p, p if is_final else carried[0] if carried else None, policy.task)
             scores, activations = score_of(p, policy.score), (*activations, p)
         batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
         if is_gated:
