@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -151,6 +152,8 @@ def test_limits_are_kept_on_the_samples_at_hand():
         )
     assert xl.calibrate(trace, max_cost=0.9).calibration.cost <= 0.9
     assert len(xl.sweep(trace)) > 1
+    far = replace(trace, logits=replace(trace.logits, values=1e6 + trace.logits.values), labels=None)
+    assert len({*far.hash_samples()}) == len({*trace.hash_samples()}) == 200  # whatever their units
     grouped = xl.calibrate(trace.with_groups([i // 4 for i in range(200)]), max_deviation=0.9, delta=0.5)
     assert grouped.calibration.groups == 50
 
@@ -293,7 +296,7 @@ def test_what_is_not_there_yet_says_so(numbers, series, tmp_path):
         ):
             call()
     for call, message in (
-        (lambda: xl.collect(net, data, compact=True), f"compact: {task} are summed up"),
+        (lambda: xl.collect(net, data, compact=True), "compact: a summary is kept in place of logits"),
         (
             lambda: xl.predict(net, series, policy, tiles=xl.types.Tiles(side=8, halo=8)),
             "tiles: they are for answers to each",

@@ -14,7 +14,7 @@ from exitlens.types.traces import AnswerSummary
 Units = tuple[tuple[float, float], ...]  # for each number its mean and its spread (standard deviation) in the training data
 UNKNOWN = 1e4  # distance of exit 0's answer from that of an exit before, so that its stability is 0
 NEAREST = 10  # probes that are compared
-RECOGNISED = 8  # numbers of a vector that a trace keeps, by which samples are recognised
+RECOGNISED = 8  # numbers of a vector that a trace keeps
 LEAST = 1e-4  # distances below it count as this, before logarithms
 
 

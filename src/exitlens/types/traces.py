@@ -222,7 +222,7 @@ class AnswerSummary(LogitsSummary):
     those of vectors are 1 - cosine, in [0, 2].
 
     Attributes:
-        values: ``(*S,C)`` the numbers, in the data's units; of vectors the first eight, by which they are recognised.
+        values: ``(*S,C)`` the numbers, in the data's units; of vectors the first eight.
         scores: ``(*S,2)`` in [0, 1]: closeness and stability (``NUMBER_SCORES`` and ``VECTOR_SCORES`` in
             ``exitlens.types.settings``).
         distance: ``(*S)`` from the final exit's answer.
@@ -260,8 +260,9 @@ class AnswerSummary(LogitsSummary):
 
     @property
     def first(self) -> Tensor:
-        """The numbers."""
-        return self.values
+        """The numbers without their powers of 2, which half precision may not hold, the errors expected, and distances."""
+        logs = -self.scores.clamp_min(1e-30).log()
+        return torch.cat([self.values.frexp().mantissa, logs, self.distance[..., None]], -1)
 
     @property
     def kept(self) -> str:

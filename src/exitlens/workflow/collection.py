@@ -30,7 +30,7 @@ from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
-from exitlens.types.tasks import ANSWERS, BY_LABELS, CONTINUOUS, are_same, check_truth, find_answers, refuse_task
+from exitlens.types.tasks import BY_LABELS, CONTINUOUS, are_same, check_truth, find_answers, refuse_task
 from exitlens.types.tiles import Tiles
 from exitlens.types.traces import AnswerSummary, Logits, LogitsSummary, PixelSummary, hash_rows
 
@@ -170,8 +170,8 @@ class _Recorder:
         if net.info.task != "classes":
             if compact:
                 several = net.info.task == "multilabel"
-                reason = "need all logits" if several else "are summed up"
-                raise InputError(f"compact: {ANSWERS[net.info.task]} {reason}. Fix: leave it out.")
+                reason = "several labels a sample need all logits" if several else "a summary is kept in place of logits"
+                raise InputError(f"compact: {reason}. Fix: leave it out.")
             compact = False
         self._compact, self._is_compact, self._has_probes = compact, bool(compact), has_probes
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
