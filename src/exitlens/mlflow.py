@@ -20,7 +20,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
-from exitlens.types.tasks import name_answers
+from exitlens.types.tasks import WITH_CLASSES, name_answers, refuse_task
 from exitlens.workflow.inference import predict
 
 OUTPUTS = {"label": "string", "exit": "long", "confidence": "double", "cost": "double"}
@@ -74,6 +74,7 @@ def _describe(net: ExitNet, policy: Policy, raw: bool, folder: Path) -> dict[str
     """Write the bundle to a folder; return the arguments of MLflow about it."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
+    refuse_task(net.info.task, "net: a model for MLflow", WITH_CLASSES)
     sources = [member.source for member in net.info.members] or [net.info.source]
     if not all(sources):
         raise InputError(

@@ -436,13 +436,13 @@ def test_images_of_one_patient_are_one_unit():
     [
         (
             {"max_accuracy_drop": 0.1},
-            "max_accuracy_drop: it is for classes or labels of whole samples, this trace has pixels",
+            "max_accuracy_drop: it is for one class a sample or several labels a sample, this trace has one class a pixel",
         ),
         ({"max_miou_drop": 0.1, "gate": True}, "gate: it is for classes or labels of whole samples"),
         ({"max_miou_drop": 0.1, "score": "margin"}, "score: expected one of"),
         (
             {"max_miou_drop": 0.1, "temperatures": xl.types.Temperatures((2.0, 1.0, 1.0))},
-            "temperatures: those of pixels are 1",
+            "temperatures: they are all 1 where logits are not kept",
         ),
         ({"max_missed_area": {"1": 2}}, r"max_missed_area of 1: expected a number in \[0, 1\]"),
         ({"max_missed_area": 0.1}, "max_missed_area: expected Mapping, got float"),

@@ -452,7 +452,7 @@ def test_labels_of_pixels_for_a_classifier():
 
 
 def test_defaults_for_pixels():
-    with pytest.raises(xl.errors.InputError, match=r"routed: 0\.5 is for answers about whole images"):
-        xl.EGTLoss(routed=0.5).for_network(True, of_pixels=True)
-    chosen = xl.EGTLoss().for_network(True, of_pixels=True)
+    with pytest.raises(xl.errors.InputError, match=r"routed: 0\.5 is for classes or labels of whole samples"):
+        xl.EGTLoss(routed=0.5).for_network(True, task="segmentation")
+    chosen = xl.EGTLoss().for_network(True, task="segmentation")
     assert (chosen.target, chosen.reach, chosen.sharpness, chosen.every) == ("attention", "heads", None, 1)

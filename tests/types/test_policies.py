@@ -246,8 +246,8 @@ def test_errors_say_which_policy_it_is(policies, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"temperatures": (2.0, 1.0)}, "temperatures: those other than 1 are for answers about whole samples"),
-        ({"gate": xl.types.Gate(((1, 0, 0, 0, 0),))}, "gate: it is for answers about whole samples"),
+        ({"temperatures": (2.0, 1.0)}, "temperatures: those other than 1 are for classes or labels of whole samples"),
+        ({"gate": xl.types.Gate(((1, 0, 0, 0, 0),))}, "gate: it is for classes or labels of whole samples"),
     ],
 )
 def test_policies_for_pixels_have_neither_gate_nor_temperatures(given, message):

@@ -30,11 +30,11 @@ def test_pixels_are_a_task():
     both = torch.tensor([[[0, 1]], [[0, 1]]])
     assert tasks.are_same(both, torch.tensor([[[0, 1]], [[0, 0]]]), "segmentation").tolist() == [True, False]
     tasks.check_truth(torch.tensor([[[0, 255]]], dtype=torch.uint8), 1, 2, "segmentation")
-    tasks.refuse_segmentation("classes", "net: export")
+    tasks.refuse_task("classes", "net: export")
     with pytest.raises(
         xl.errors.InputError, match="net: export is not there yet for networks that answer one class a pixel"
     ):
-        tasks.refuse_segmentation("segmentation", "net: export")
+        tasks.refuse_task("segmentation", "net: export")
 
 
 def test_answers_by_hand():

@@ -101,7 +101,7 @@ def test_the_trace_knows_its_labels(net, trace):
     assert xl.collect(net, draw(8, 5).inputs).task == "multilabel"
     with pytest.raises(xl.errors.InputError, match="data, labels: this network answers several labels a sample"):
         xl.collect(net, TensorDataset(draw(8, 5).inputs, torch.zeros(8).long()))
-    with pytest.raises(xl.errors.InputError, match="compact: several labels per sample need all logits"):
+    with pytest.raises(xl.errors.InputError, match="compact: several labels a sample need all logits"):
         xl.collect(net, draw(8, 5), compact=True)
 
 

@@ -65,8 +65,8 @@ def test_a_run_repeats_itself_and_logs_its_measure(tmp_path):
         ({"ignore": "background"}, "ignore: it is not there yet"),
         ({"freeze_backbone": True, "cache_features": True}, "cache_features: it is not there yet"),
         ({"augment": lambda images: images}, "augment: a function of the inputs does not move the labels"),
-        ({"loss": xl.EGTLoss(target="relevance")}, "target: 'relevance' is for answers about whole images"),
-        ({"loss": xl.EGTLoss(of="evidence", distance="mse")}, "of: 'evidence' is for answers about whole images"),
+        ({"loss": xl.EGTLoss(target="relevance")}, "target: 'relevance' is not for answers to each pixel"),
+        ({"loss": xl.EGTLoss(of="evidence", distance="mse")}, "of: 'evidence' is for classes or labels of whole samples"),
         ({"loss": xl.EGTLoss(class_weights="balanced")}, "class_weights: needs the training labels"),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_trace_has_what_the_network_answers(unet, tmp_path):
     again = xl.collect(unet, data.inputs)
     assert not again.is_labelled
     assert again.borders is None
-    with pytest.raises(xl.errors.InputError, match="compact: logits of pixels are summed up"):
+    with pytest.raises(xl.errors.InputError, match="compact: a summary is kept in place of logits"):
         xl.collect(unet, data, compact=True)
     with pytest.raises(xl.errors.InputError, match="some batches have labels and some have none"):
         xl.collect(unet, [(data.inputs[:4], data.labels[:4]), data.inputs[4:8]])

@@ -433,14 +433,14 @@ def _export_for(server: str, bundle: Path, out: Path, policy: str, overwrite: bo
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.edge.export import GOLDEN
     from exitlens.edge.packages import export_package, place_package
-    from exitlens.types.tasks import refuse_segmentation
+    from exitlens.types.tasks import refuse_task
 
     place_package(out, server, overwrite=overwrite)  # raises before the export, which takes its time
     with wait(json_, "exporting and comparing"), TemporaryDirectory() as folder:
         bundle = fetch_bundle(bundle)
         if not (bundle / GOLDEN).is_file():
             (net, chosen), named = load_calibrated(bundle, policy), xl.load_policies(bundle)
-            refuse_segmentation(net.info.task, "bundle: a package for another server")
+            refuse_task(net.info.task, "bundle: a package for another server")
             named.pop("default", None)
             bundle, policy = xl.export(net, chosen, Path(folder) / "edge", policies=named), "default"
         directory = export_package(bundle, out, server, policy=policy or "default", overwrite=overwrite)

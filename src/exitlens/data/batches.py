@@ -290,6 +290,21 @@ def read_labels(data: Any, purpose: str) -> Tensor:
     return labels
 
 
+def read_targets(data: Any) -> Tensor:
+    """Return the labels of a data set or loader that are numbers, ``(N,)`` or ``(N,C)``, if need be by reading it once."""
+    source = data.dataset if isinstance(data, DataLoader) else data
+    values = getattr(source, "labels", getattr(source, "targets", None))
+    if values is None and isinstance(source, TensorDataset) and len(source.tensors) > 1:
+        values = source.tensors[1]
+    if values is None:
+        with torch.random.fork_rng(devices=[]):
+            parts = [batch.labels for batch in iterate_batches(data, name="train") if batch.labels is not None]
+        values = torch.cat(parts) if parts else None
+    if values is None:
+        raise InputError("train: expected batches of inputs and numbers, got inputs only")
+    return torch.as_tensor(values)
+
+
 def weigh_classes(labels: Tensor, classes: int) -> tuple[float, ...]:  # (N,) integers
     """Return ``N / (C * samples of the class)``: every class counts alike, and the mean over samples is 1."""
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):

@@ -38,7 +38,7 @@ from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.policies import DEFAULT, check_name, check_named
-from exitlens.types.tasks import Task
+from exitlens.types.tasks import BY_LABELS, Task
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
@@ -337,7 +337,7 @@ def _build(info: NetworkInfo, backbone: Backbone, heads: Mapping[int, OtherHead]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
         shape: dict[str, Any] = {"final": info.final, "end": info.end, "layout": info.layout, "head": info.head}
-        shape |= {"groups": dict(info.groups) or None, "task": "segmentation" if info.task == "segmentation" else None}
+        shape |= {"groups": dict(info.groups) or None, "task": None if info.task in BY_LABELS else info.task}
         return attach(backbone, info.at, info.num_classes, example, heads=heads, **shape)
 
 

@@ -16,6 +16,7 @@ from exitlens.model.network import NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.policies import DEFAULT, Calibration
+from exitlens.types.tasks import WITH_CLASSES, refuse_task
 from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
@@ -38,6 +39,7 @@ def write_card(directory: Path, report: Report | None = None) -> None:
 
     manifest, policies, path = read_json(directory / MANIFEST), _read_policies(directory), directory / CARD
     policy, info = policies.pop(DEFAULT, None), _read_info(directory, manifest)
+    refuse_task(info.task, "card: a model card", WITH_CLASSES)
     modality, kind = info.modality.name, "segmentation" if info.task == "segmentation" else "classifier"
     title = f"{modality} {kind} with {len(info.at) + 1} exits".capitalize()
     pipeline = _PIPELINES.get(info.task) or _PIPELINES.get(modality)

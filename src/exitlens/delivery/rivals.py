@@ -35,7 +35,7 @@ from exitlens.types.comparisons import PLAIN, Comparison, Contender
 from exitlens.types.inputs import draw_samples, split_rows
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import SWAPPED, NetworkSettings, ReadSettings, read_record
-from exitlens.types.tasks import are_same, choose_score, refuse_segmentation
+from exitlens.types.tasks import are_same, choose_score, refuse_task
 from exitlens.workflow.binding import certify_binding
 from exitlens.workflow.collection import collect
 from exitlens.workflow.inference import predict
@@ -119,7 +119,7 @@ def compare_rivals(
     """
     run = find_bundle(run).parent
     net, policy = load_calibrated(run)
-    refuse_segmentation(net.info.task, "run: a comparison with rivals")
+    refuse_task(net.info.task, "run: a comparison with rivals")
     if policy.calibration is None:
         raise PolicyError("policy: that of the run was not calibrated. Fix: run exitlens calibrate.")
     tests = load_samples(run, net, "test")

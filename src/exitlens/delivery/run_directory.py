@@ -27,6 +27,7 @@ from exitlens.types import Policy, Trace
 from exitlens.types.policies import DEFAULT, RECORDS
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.settings import AS_RECORDED, CertificateRequest, NetworkSettings, ReadSettings, read_record
+from exitlens.types.tasks import WITH_CLASSES, refuse_task
 from exitlens.workflow.training.record import SETTINGS
 
 REQUESTS = "certificate_requests.json"  # beside the bundle's files: certificates that were asked for, by the samples asked
@@ -148,6 +149,7 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
     """Load the network and a policy of a run or bundle (the default one, or that of the name), or raise PolicyError."""
     source = fetch_bundle(path)
     net, policy = load(source)
+    refuse_task(net.info.task, "bundle: this command, or use of the bundle,", WITH_CLASSES)
     policies = load_policies(source) if name or policy is None else {DEFAULT: policy}
     if (policy := policies.get(name or DEFAULT)) is not None:
         return net, policy
@@ -186,6 +188,7 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
     """Load a split of the own data of a run (or bundle), or other labelled data, whole unless they come in named parts."""
+    refuse_task(net.info.task, "bundle: reading its data", WITH_CLASSES)
     data = reading.data
     if not data and (reading.columns or reading.group_by):
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")

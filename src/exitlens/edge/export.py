@@ -39,6 +39,7 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import check_named
 from exitlens.types.settings import DECIDED, PIXEL_SCORES
+from exitlens.types.tasks import WITH_CLASSES, refuse_task
 from exitlens.workflow.inference import predict
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
@@ -324,6 +325,7 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
+    refuse_task(net.info.task, "net: export", WITH_CLASSES)
     import_onnx()
     dtype = next(net.head(0).parameters()).dtype
     if dtype != torch.float32:

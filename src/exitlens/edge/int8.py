@@ -24,7 +24,7 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import Int8Report, Policy
 from exitlens.types.settings import SWAPPED
-from exitlens.types.tasks import are_same, refuse_segmentation
+from exitlens.types.tasks import are_same, refuse_task
 from exitlens.workflow.collection import collect
 
 SAMPLES, BATCH = 512, 32  # number of samples that set the range of activations, and their batch size
@@ -67,7 +67,7 @@ def export_int8(
         3
     """
     check_arguments(net, policy, directory)
-    refuse_segmentation(net.info.task, "net: int8")
+    refuse_task(net.info.task, "net: int8")
     if policy.calibration is None:
         raise InputError(
             "policy: expected a calibrated policy, whose limits int8 is calibrated on, got one made by hand. Fix: use "

@@ -17,7 +17,7 @@ from exitlens.edge.export import FORMAT, MANIFEST, POLICIES
 from exitlens.errors import BundleError, ExportError, InputError, OutputExistsError, PolicyError, suggest
 from exitlens.io import read_json, replace_directory, verify_checksums, write_text
 from exitlens.types.policies import DEFAULT
-from exitlens.types.tasks import refuse_segmentation
+from exitlens.types.tasks import refuse_task
 
 PLACES = {"triton": "1/edge", "mlserver": "edge", "kserve": "edge", "bentoml": "edge"}  # of the bundle, by server
 NEEDS = {
@@ -48,7 +48,7 @@ def export_package(
     """
     source, target = Path(edge).resolve(), place_package(directory, server, overwrite=overwrite)
     manifest = _read_manifest(source, policy)
-    refuse_segmentation(manifest.get("task", "classes"), "edge: a package for another server")
+    refuse_task(manifest.get("task", "classes"), "edge: a package for another server")
     files = render_package(manifest, target.name, server, policy)
     with replace_directory(target, {Path(name).parts[0] for name in (*files, PLACES[server])}) as temporary:
         shutil.copytree(source, temporary / PLACES[server])

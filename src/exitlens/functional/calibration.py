@@ -30,12 +30,14 @@ from exitlens.types.policies import Certification
 from exitlens.types.settings import (
     MISSED_AREA,
     NEED_LABELS,
+    NUMBER_LIMITS,
     PIXEL_LIMITS,
     SAMPLE_LIMITS,
+    VECTOR_LIMITS,
     CertificateRequest,
     SampleSketch,
 )
-from exitlens.types.tasks import choose_score
+from exitlens.types.tasks import ANSWERS, BY_LABELS, WITH_CLASSES, Task, choose_score
 
 
 def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
@@ -61,17 +63,24 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
 
 def _check_task(trace: Trace, request: CalibrationRequest) -> None:
     """Raise :class:`InputError` for what is asked of another task than the trace's."""
-    is_dense = trace.task == "segmentation"
-    if foreign := [name for name in request.risk_limits if name in SAMPLE_LIMITS and is_dense]:
-        fix = "pass max_pixel_error_drop or max_miou_drop"
-        raise InputError(f"{foreign[0]}: it is for classes or labels of whole samples, this trace has pixels. Fix: {fix}.")
-    if foreign := [name for name in request.risk_limits if name.startswith((*PIXEL_LIMITS, MISSED_AREA)) and not is_dense]:
-        raise InputError(f"{foreign[0]}: it is for one class a pixel. Fix: pass max_accuracy_drop, for example.")
-    temperatures = request.temperatures
-    if is_dense and request.gate:
-        raise InputError("gate: it is for classes or labels of whole samples, this trace has pixels. Fix: leave it out.")
-    if is_dense and temperatures is not None and set(temperatures.values) != {1.0}:
-        raise InputError("temperatures: those of pixels are 1, because their logits are not kept. Fix: leave them out.")
+    kinds: dict[tuple[Task, ...], tuple[str, ...]] = {
+        BY_LABELS: SAMPLE_LIMITS,
+        ("segmentation",): (*PIXEL_LIMITS, MISSED_AREA),
+        ("regression",): NUMBER_LIMITS,
+        ("embedding",): VECTOR_LIMITS,
+        WITH_CLASSES: ("max_disagreement",),
+    }
+    fitting, has = next(kinds[tasks] for tasks in kinds if trace.task in tasks), f"this trace has {ANSWERS[trace.task]}"
+    for tasks, limits in kinds.items():
+        foreign = [name for name in request.risk_limits if name.startswith(limits)]
+        if foreign and trace.task not in tasks:
+            what = " or ".join(ANSWERS[task] for task in tasks)
+            raise InputError(f"{foreign[0]}: it is for {what}, {has}. Fix: pass {fitting[0]} or {fitting[1]}.")
+    temperatures, is_classes = request.temperatures, trace.task in BY_LABELS
+    if request.gate and not is_classes:
+        raise InputError(f"gate: it is for classes or labels of whole samples, {has}. Fix: leave it out.")
+    if temperatures is not None and not is_classes and set(temperatures.values) != {1.0}:
+        raise InputError(f"temperatures: they are all 1 where logits are not kept, and {has}. Fix: leave them out.")
 
 
 def check_likeness(trace: Trace) -> None:
@@ -212,8 +221,8 @@ def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Pol
                 "on, or leave temperatures out (they are then fitted on a part that is not tested)."
             )
         values, fitted_on = given.values, given.fitted_on
-    elif request.temperature_scaling and trace.labels is not None:
-        values, fitted_on = fit_temperatures(trace.class_logits, trace.labels, rows), (trace.sketch(),)
+    elif request.temperature_scaling and trace.class_labels is not None:
+        values, fitted_on = fit_temperatures(trace.class_logits, trace.class_labels, rows), (trace.sketch(),)
     policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
     if not request.gate:
         return policy, fitted_on
@@ -249,7 +258,9 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         sketch=seen.sketch,
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule_hash(),
-        calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
+        calibration_error=None
+        if trace.class_labels is None
+        else routed_calibration_error(trace, policy.temperatures, exits),
         map_null=tuple(trace.null["cc"].mean(0).tolist()) if "cc" in trace.null else None,
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,

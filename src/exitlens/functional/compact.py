@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exitlens.types.inputs import check_labels
-from exitlens.types.traces import LARGEST, NODES, CompactLogits, Logits, PixelSummary, chebyshev_nodes, scale_distances
+from exitlens.types.traces import LARGEST, NODES, CompactLogits, Logits, chebyshev_nodes, scale_distances
 
 
 def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # (*S,C), (S_0,)
@@ -132,10 +132,10 @@ def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
 
 def restore_logits(logits: Logits) -> Tensor:  # (*S,C) -> (*S,C)
     """Return full logits; values that compact logits do not keep are replaced by their mean, those of pixels are means."""
-    if isinstance(logits, PixelSummary):
-        return logits.means
-    if not isinstance(logits, CompactLogits):
+    if isinstance(logits, Tensor):
         return logits
+    if not isinstance(logits, CompactLogits):
+        return logits.first
     others = max(1, logits.num_classes - logits.top.shape[-1])
     mean = logits.top[..., 0] - ((logits.weights * logits.nodes()).sum(-1) / others).float()
     return mean[..., None].repeat(*[1] * mean.ndim, logits.num_classes).scatter(-1, logits.classes.long(), logits.top)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exitlens.functional.compact import restore_logits
 from exitlens.types import Trace
+from exitlens.types.tasks import CONTINUOUS
 
 
 def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in [0, G)
@@ -131,7 +132,9 @@ class Likeness(NamedTuple):
 
 
 def measure_likeness(trace: Trace) -> Likeness | None:
-    """Compare the logits of all exits within each frequent answer; ``None`` for fewer than 100 samples to compare."""
+    """Compare the logits of all exits within each frequent answer; ``None`` without classes, or below 100 samples."""
+    if trace.task in CONTINUOUS:
+        return None
     answers = trace.logits[:, -1].argmax(-1)  # with several labels the strongest
     counts = answers.bincount()
     classes = [c for c in counts.argsort(descending=True)[:CLASSES].tolist() if counts[c] >= FEWEST]

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional import maps as measures
+from exitlens.functional.answers import answer_loss, forecast_loss
 from exitlens.functional.schedules import ramp
 from exitlens.functional.scores import score
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
-from exitlens.types.tasks import IGNORE, USUAL_SCORES, check_truth
+from exitlens.types.tasks import ANSWERS, BY_LABELS, CONTINUOUS, IGNORE, USUAL_SCORES, Task, check_truth, find_answers
 
 
 def classification_loss(
@@ -188,6 +189,10 @@ class EGTLoss:
     (arXiv 2011.13256) between exits of one network, with its temperature at 1, our distance, and the classes of the label
     only, because the maps of absent ones say little.
 
+    Of numbers and vectors, the classification term is :func:`~exitlens.functional.answers.answer_loss` at every exit; the
+    vectors of the final exit, which is not trained, are the targets of the others. The total also has
+    :func:`~exitlens.functional.answers.forecast_loss`, which trains nothing but what exits expect of themselves.
+
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
         of: ``attention``, ``evidence`` (of the true class, or the mean of the true labels) or ``activation`` (channel
@@ -211,14 +216,16 @@ class EGTLoss:
         ramp_share: the share of training over which the weight grows from 0.
         every: compare maps in one of this many steps only, with this many times the weight (:meth:`at`; used by
             ``fit``). The default is 2 for images and targets made of relevance, which costs a backward pass, else 1.
-        distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
+        distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp; of numbers
+            :func:`~exitlens.functional.answers.answer_loss` with the final exit's as targets.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567), or with
             several labels over yes and no.
         class_weights: C positive numbers, the weights of samples by their class, or of several labels' terms. The mean is
             over samples, not over weights as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for
             :func:`exitlens.fit`, which counts one label a sample: N / (C * samples of the class).
         routed: share in [0, 1] of each exit's classification term that is about the samples that earlier exits leave to it,
-            in the place of all (:func:`weigh_by_routing`); by default none. It is not for one class a pixel.
+            in the place of all (:func:`weigh_by_routing`); by default none. It is for classes or labels of whole samples.
+        task: ``regression`` or ``embedding``, as :meth:`for_network` fills it in; else the labels tell.
     """
 
     weight: float = 1.0
@@ -235,12 +242,14 @@ class EGTLoss:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
     routed: float | None = None
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, get_args(Of))
         check_choice("distance", self.distance, get_args(Distance))
         check_choice("target", self.target, (*get_args(Target), None))
         check_choice("reach", self.reach, (*get_args(Reach), None))
+        check_choice("task", self.task, (*CONTINUOUS, None))
         if self.target not in ("attention", None) and self.of != "attention":
             raise InputError(f"target: {self.target!r} is for attention maps, got of={self.of!r}")
         if self.of == "evidence" and self.distance in ("kl", "js"):
@@ -273,27 +282,34 @@ class EGTLoss:
         return self.target in ("relevance", "product") and self.weight > 0
 
     def for_network(
-        self, attends: bool, keeps_final: bool = False, of_images: bool = True, of_pixels: bool = False
+        self, attends: bool, keeps_final: bool = False, of_images: bool = True, task: Task = "classes"
     ) -> EGTLoss:
         """Return the loss with defaults for a kind of network filled in: target, its sharpness, reach and ``every``.
 
         Convolutional networks get ``mean``. Networks that mix by attention (``attends``) get ``product``, because there
         attention by itself says little about where an answer comes from. If the final exit is the backbone's own classifier
         (``keeps_final``), its map is fixed and the others follow it; so do maps other than attention. Relevance for images
-        (``of_images``) is asked every second step (docs/measured/truth.md compares). With one class a pixel (``of_pixels``),
+        (``of_images``) is asked every second step (docs/measured/truth.md compares). With one class a pixel (``task``),
         the maps follow the final exit's.
         """
-        if of_pixels and (self.routed or (self.weight > 0 and (self.of == "evidence" or self.needs_relevance))):
-            wrong = "of: 'evidence'" if self.of == "evidence" else f"target: {self.target!r}"
-            wrong = f"routed: {self.routed}" if self.routed else wrong
-            raise InputError(
-                f"{wrong} is for answers about whole images, and this network answers each pixel. Fix: leave it out"
-            )
+        of_pixels = task == "segmentation"
+        refused = {
+            "of: 'evidence' is for classes or labels of whole samples": self.weight > 0 and self.of == "evidence",
+            f"routed: {self.routed} is for classes or labels of whole samples": bool(self.routed),
+            f"target: {self.target!r} is not for answers to each pixel, or vectors": self.needs_relevance
+            and task in ("segmentation", "embedding"),
+            "label_smoothing: it is for classes or labels": task in CONTINUOUS and self.label_smoothing > 0,
+            "class_weights: they are for classes or labels": task in CONTINUOUS and self.class_weights is not None,
+        }
+        for wrong, is_asked in refused.items():
+            if task not in BY_LABELS and is_asked:
+                raise InputError(f"{wrong}, and this network answers {ANSWERS[task]}. Fix: leave it out")
         follows = self.of != "attention" or (keeps_final and not attends) or of_pixels
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         usual = {"mean": SHARPNESS, "product": None if of_images else SHARPNESS_OF_TEXTS}.get(target)
         power = self.sharpness or (usual if self.weight > 0 else None)
         chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power)
+        chosen = replace(chosen, task=task) if task in CONTINUOUS else chosen
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
         return replace(chosen, every=self.every or (2 if pauses else 1))
 
@@ -332,19 +348,21 @@ class EGTLoss:
             outputs: of every exit, final last.
             labels: ``(B,)`` integers in ``[0, C)``, or with several labels ``(B,C)`` of 0 and 1: the classification term is
                 then the mean of the labels' binary cross-entropies; or ``(B,H,W)`` integers, 255 where a pixel has none.
+                Of numbers ``(B,C)`` in spreads about their means, and of vectors anything with B rows.
             progress: share of training that is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.observe``), for ``of="activation"``.
             relevance: ``(B,*S)`` signed (``net.observe``), for targets made of it.
             sample_weights: ``(K,B)``, of each sample in the classification term of each exit; by default 1.
         """
-        _check_labels(labels, outputs[0].logits)
+        if self.task is None:
+            _check_labels(labels, outputs[0].logits)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: net.observe(x, features=True).features")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
             raise InputError(
                 f"relevance: target={self.target!r} needs each sample's: net.observe(x, relevance=True).relevance"
             )
-        labels = labels if labels.ndim == 2 else labels.long()
+        labels = labels if labels.ndim == 2 or self.task is not None else labels.long()
         alpha = ramp(progress, self.ramp_share)
         if self.routed:
             weights = weigh_by_routing([out.logits for out in outputs], self.routed, several=labels.ndim == 2)
@@ -355,15 +373,30 @@ class EGTLoss:
         if maps and len(maps[0]):  # with one class a pixel, no pixel may have any
             consistency = consistency_loss(self.make_targets(maps, relevance), maps, self.distance, self.of == "evidence")
         if self.distill > 0:
-            distillation = distillation_loss(outputs, several=labels.ndim == 2)
+            distillation = self._distill(outputs, labels)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
+        if self.task is not None:
+            total = total + forecast_loss([out.logits for out in outputs], self._find_target(outputs, labels), self.task)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
+
+    def _find_target(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+        """Return the targets of numbers, or the final exit's vectors."""
+        return labels if self.task == "regression" else find_answers(outputs[-1].logits.detach().float(), "embedding")
+
+    def _distill(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+        if self.task is None:
+            return distillation_loss(outputs, several=labels.ndim == 2)
+        *early, final = (out.logits for out in outputs)
+        teacher = find_answers(final.detach(), self.task)
+        return (
+            torch.stack([answer_loss(logits, teacher, self.task) for logits in early]).mean() if early else final.sum() * 0
+        )
 
     def _list_maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         """Return the maps of every exit, ``(B,*S)``; with one class a pixel ``(P,h,w)``, those of the labels' classes."""
         if self.of == "activation":
             return [measures.energy(f) for f in features or ()]
-        if labels.ndim == 3:
+        if labels.ndim == 3 and self.task is None:
             present = measures.present_classes(labels, outputs[0].logits.shape[1])
             return [measures.class_maps(out.evidence)[present] for out in outputs]
         if self.of == "attention":
@@ -375,6 +408,10 @@ class EGTLoss:
         """Return the classification term: the weighted mean of the exits' cross-entropies."""
         self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
+        if self.task is not None:
+            target = self._find_target(outputs, labels)
+            pairs = zip(weights, outputs, strict=True)
+            return torch.stack([w * answer_loss(out.logits, target, self.task) for w, out in pairs]).mean()
         options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
         samples = [None] * len(outputs) if sample_weights is None else list(sample_weights)
         exits = zip(weights, outputs, samples, strict=True)

@@ -279,7 +279,12 @@ def choose_explained(logits: Tensor, task: Task) -> Tensor:  # (B,C) -> (B,) int
 
 
 def answer_score(logits: Tensor, task: Task, answers: Tensor | None = None) -> Tensor:  # (B,C) -> (B,)
-    """Return :func:`class_score` of the answers (by default these logits'), or the sum of several labels' logits."""
+    """Return :func:`class_score` of the answers (by default these logits'), or the sum of several labels' logits.
+
+    Of numbers it is how far they are from their means, so that what it depends on speaks for an answer unlike the others.
+    """
+    if task == "regression":
+        return find_answers(logits.float(), task).abs().sum(1)
     answers = choose_explained(logits, task) if answers is None else answers
     return class_score(logits, answers) if task == "classes" else (logits.float() * answers).sum(1)
 

@@ -13,8 +13,8 @@ from exitlens.errors import CalibrationError, InputError, suggest
 from exitlens.functional.groups import average_groups, weigh_samples
 from exitlens.functional.pixels import measure_mean_iou, measure_missed
 from exitlens.types import Trace
-from exitlens.types.settings import MISSED_AREA
-from exitlens.types.traces import ExitLatency, format_ms
+from exitlens.types.settings import MISSED_AREA, NUMBER_LIMITS, PIXEL_LIMITS, VECTOR_LIMITS
+from exitlens.types.traces import AnswerSummary, ExitLatency, format_ms
 
 ROOM = 1e-6  # costs are float32
 
@@ -140,7 +140,8 @@ def false_negative_drop(trace: Trace) -> Tensor:  # -> (N,K)
 def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     """Return ``1[answer differs from the final exit's]``, with several labels in any of them; the data needs no labels.
 
-    With one class a pixel it is the share of an image's pixels that differ, in [0, 1].
+    With one class a pixel it is the share of an image's pixels that differ, in [0, 1], and of numbers and vectors their
+    distance from the final exit's, at most 1.
     """
     return trace.disagreement
 
@@ -169,6 +170,21 @@ def missed_area(trace: Trace, name: str, limit: float) -> Risk:
     return Risk(f"{MISSED_AREA}{name}", measure_missed(counts, label), limit, "unit", has_area, is_absolute=True)
 
 
+def answer_risk(trace: Trace, name: str, limit: float) -> Risk:
+    """Return a risk of numbers or vectors, clipped to [0, 1], and an increase of error to [-1, 1]."""
+    kept = trace.logits
+    assert isinstance(kept, AnswerSummary)  # limits of other tasks were refused
+    if name == "max_error_increase":
+        if kept.error is None:
+            raise InputError(f"labels: {name} needs targets and this trace has none: collect it on labelled data")
+        return Risk(name, (kept.error - kept.error[:, -1:]).clamp(-1, 1), limit, "signed")
+    if name == "max_rank_change":
+        if kept.overlap is None:
+            raise InputError(f"{name}: this trace has no probes. Fix: collect it with probes=, vectors of the final exit.")
+        return Risk(name, 1 - kept.overlap, limit, "unit")
+    return Risk(name, trace.disagreement, limit, "unit")
+
+
 def has_swaps(trace: Trace) -> bool:
     """Return whether any of the trace's samples was swapped."""
     return bool(trace.swaps) and bool((trace.swaps["unit"] >= 0).any())
@@ -195,11 +211,12 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
             risks.append(Risk(name, accuracy_drop(trace), limit, "ternary"))
         elif name == "max_disagreement":
             risks.append(Risk(name, disagreement(trace), limit, "unit" if trace.task == "segmentation" else "binary"))
-        elif name == "max_pixel_error_drop":
+        elif name in PIXEL_LIMITS:
             trace.require_confusion(name)
-            risks.append(Risk(name, accuracy_drop(trace), limit, "signed"))
-        elif name == "max_miou_drop":
-            risks.append(Risk(name, mean_iou_drop(trace), limit, "signed"))
+            drop = mean_iou_drop(trace) if name == "max_miou_drop" else accuracy_drop(trace)
+            risks.append(Risk(name, drop, limit, "signed"))
+        elif name in (*NUMBER_LIMITS, *VECTOR_LIMITS):
+            risks.append(answer_risk(trace, name, limit))
         elif name.startswith(MISSED_AREA):
             risks.append(missed_area(trace, name.removeprefix(MISSED_AREA), limit))
         elif name == "max_divergence":

@@ -19,6 +19,7 @@ from exitlens.functional.maps import find_locations
 from exitlens.functional.scores import score, score_of
 from exitlens.types import Gate, Policy, Trace
 from exitlens.types.policies import GATE_FEATURES
+from exitlens.types.settings import CHANGE_SCORES
 from exitlens.types.tasks import USUAL_SCORES
 
 # on the weights of standardised gate features, beside the sum of the samples' losses; confidence has the second, so that it
@@ -165,8 +166,9 @@ def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, support: Tensor | 
 
 
 def needs_head(policy: Policy, k: int) -> bool:
-    """Return whether the head of exit k is computed: if it is final, or can fire."""
-    return k == len(policy.thresholds) or policy.thresholds[k] != math.inf
+    """Return whether the head of exit k is computed: if it is final, or can fire, or the next can by the change since."""
+    compared = policy.thresholds[k : k + 1 + (policy.score in CHANGE_SCORES)]
+    return k == len(policy.thresholds) or any(threshold != math.inf for threshold in compared)
 
 
 def cover(policies: Sequence[Policy]) -> Policy:

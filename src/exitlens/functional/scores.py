@@ -17,27 +17,35 @@ from exitlens.functional.compact import compute_probabilities, fix_likelihood, s
 from exitlens.functional.pixels import score_pixels
 from exitlens.types import Trace
 from exitlens.types.settings import ALL_SCORES, DECIDED, PIXEL_SCORES
-from exitlens.types.tasks import find_class_axis, task_of_score
-from exitlens.types.traces import CompactLogits, Logits, PixelSummary
+from exitlens.types.tasks import CONTINUOUS, SCORES_OF, find_class_axis, split_answers, task_of_score
+from exitlens.types.traces import AnswerSummary, CompactLogits, Logits, PixelSummary
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
     """Return an exit's certainty, from its logits divided by ``temperature`` (see :func:`score_of`)."""
     if isinstance(logits, CompactLogits):
         return score_compact(logits, kind, temperature)
-    if isinstance(logits, PixelSummary):
+    if isinstance(logits, PixelSummary | AnswerSummary):
         if temperature != 1.0:
-            raise InputError(f"temperatures: those of pixels are 1, because their logits are not kept, got {temperature:g}")
-        return logits.scores[..., PIXEL_SCORES.index(kind)]
+            what = (
+                "pixels are 1, because their logits"
+                if isinstance(logits, PixelSummary)
+                else "numbers and vectors are 1: logits"
+            )
+            raise InputError(f"temperatures: those of {what} are not kept, got {temperature:g}")
+        return logits.scores[..., SCORES_OF[task_of_score(kind)].index(kind)]
     return score_of(probabilities(logits, temperature, kind), kind)
 
 
 def probabilities(logits: Tensor, temperature: float | Tensor = 1.0, kind: str = "max_probability") -> Tensor:
     """Return the softmax of ``logits / temperature`` in float32; for the score ``decided``, the sigmoid.
 
-    For the scores of pixels, the classes are the third axis from the end.
+    For the scores of pixels, the classes are the third axis from the end. For those of numbers and vectors, it returns the
+    logits, which end with the expected error.
     """
     logits = logits.float()
+    if task_of_score(kind) in CONTINUOUS:
+        return logits
     if not isinstance(temperature, float) or temperature != 1.0:
         logits = logits / temperature
     return logits.sigmoid() if kind == DECIDED else logits.softmax(find_class_axis(task_of_score(kind)))
@@ -47,8 +55,10 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C), of pixels (...,C,h,w) 
     """Return ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
 
     ``decided``, for several labels: the smallest of max(p, 1 - p), in [1/2, 1]. For those of pixels see
-    :func:`~exitlens.functional.pixels.score_pixels`.
+    :func:`~exitlens.functional.pixels.score_pixels`; for those of numbers and vectors exp(-error).
     """
+    if task_of_score(kind) in CONTINUOUS:
+        return (-split_answers(p)[1]).exp()
     if kind in PIXEL_SCORES:
         return score_pixels(p, kind)
     if kind == "max_probability":

@@ -232,8 +232,8 @@ def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # 
 
 
 def default_loss(trace: Trace) -> Tensor:  # -> (N,K)
-    """Return the loss to minimise if only spending is limited: accuracy drop, or disagreement where there are no labels."""
-    return accuracy_drop(trace) if trace.is_labelled else disagreement(trace)
+    """Return the loss to minimise if only spending is limited: accuracy drop, or disagreement where no accuracy is known."""
+    return accuracy_drop(trace) if trace.has_accuracy else disagreement(trace)
 
 
 @dataclass(frozen=True)

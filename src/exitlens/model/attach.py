@@ -18,7 +18,7 @@ from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, count_node_macs, place_exits
-from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
+from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, run_plain, split, verify
 from exitlens.model.cutting.trace import TraceMismatchError
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads import (
@@ -28,6 +28,7 @@ from exitlens.model.heads import (
     HeadKind,
     KeptHead,
     KeptPixelHead,
+    KeptVectorHead,
     check_groups,
     choose_dense_side,
     make_head,
@@ -35,7 +36,7 @@ from exitlens.model.heads import (
 from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 from exitlens.types.settings import check_choice
-from exitlens.types.tasks import TASKS, Task
+from exitlens.types.tasks import ANSWERS, CONTINUOUS, TASKS, Task
 
 OtherHead = Callable[[ExitHead], ExitHead]
 
@@ -62,7 +63,7 @@ def attach(  # noqa: PLR0913
             ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``. Logits are ``(B,C)``; those of a network that answers one class
             a pixel are ``(B,C,H,W)``.
         at: names of the modules that early exits follow, in the order of execution, or a number of early exits to place.
-        num_classes: ``C`` of every exit.
+        num_classes: ``C`` of every exit: of numbers how many a sample has, 1 or more, and of vectors their length.
         example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
             ``(B,C,D,H,W)``, vectors ``(B,F)``, or tokens ``(B,N)``, alone or by name
             (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough. Several inputs come by name, first the
@@ -86,8 +87,10 @@ def attach(  # noqa: PLR0913
         heads: heads of your own by their exits. Each is a function that takes the head that would stand there and returns
             another :class:`~exitlens.model.heads.ExitHead` (docs/guides/extending.md); :func:`exitlens.load` takes them too.
         task: ``"segmentation"`` gives every exit of a classifier a decoder that answers one class a pixel
-            (:class:`~exitlens.model.heads.PixelHead`). A backbone that returns ``(B,C,H,W)`` implies it; for the others, the
-            labels of training tell one class from several labels a sample.
+            (:class:`~exitlens.model.heads.PixelHead`). A backbone that returns ``(B,C,H,W)`` implies it. With
+            ``"regression"`` exits answer numbers (:class:`~exitlens.model.heads.NumberHead`), and with ``"embedding"`` the
+            vector of norm 1 that the backbone returns (``final="keep"``; :class:`~exitlens.model.heads.VectorHead`). For the
+            others, the labels of training tell one class from several labels a sample.
 
     Warns:
         ReachWarning: if the locations of an early exit see less than a quarter of the image's shorter side.
@@ -102,7 +105,7 @@ def attach(  # noqa: PLR0913
     check_choice("task", task, (*TASKS, None))
     check_choice("layout", layout, (*KINDS, None))
     check_choice("placement", placement, PLACEMENTS)
-    _check_arguments(backbone, at, num_classes, placement)
+    _check_arguments(backbone, at, num_classes, placement, task)
     require(end, str, "end", "pass the name of a module, such as 'layer2'")
     require(heads, Mapping | None, "heads", "pass them by their exits, as in {0: MyHead}")
     if end and (final != "head" or isinstance(at, int)):
@@ -178,14 +181,16 @@ def attach(  # noqa: PLR0913
     return net
 
 
-def _check_arguments(backbone: object, at: Sequence[str] | int, num_classes: int, placement: Placement) -> None:
+def _check_arguments(
+    backbone: object, at: Sequence[str] | int, num_classes: int, placement: Placement, task: Task | None
+) -> None:
     if not isinstance(backbone, nn.Module | str):
         raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
     names = [] if isinstance(at, int) and not isinstance(at, bool) else at
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
-    if not isinstance(num_classes, int) or num_classes < 2:
-        raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")
+    if not isinstance(num_classes, int) or num_classes < (least := 1 if task == "regression" else 2):
+        raise InputError(f"num_classes: expected an integer of {least} or more, got {num_classes!r}")
     if placement != "cost" and not isinstance(at, int):
         raise InputError(
             f"placement: only with a number in at, got placement={placement!r} and at={list(at)}. Fix: leave placement out, "
@@ -205,6 +210,8 @@ def _check_task(
             f"a pixel of images, got task={task!r} and {modality.plural}. Fix: leave task out, or make a classifier of the "
             "encoder: its last features, pooled, and a linear layer"
         )
+    if task in CONTINUOUS:
+        _check_continuous(task, pieces, head, final)
     if task != "segmentation" and not is_dense:
         return task or "classes"
     if final == "keep" and not is_dense:
@@ -213,6 +220,22 @@ def _check_task(
         wrong = "head: 'average' is for classifiers" if head == "average" else "end: it is for classifiers"
         raise AttachError(f"{wrong} of whole images, and this network answers each pixel. Fix: leave it out")
     return "segmentation"
+
+
+def _check_continuous(task: Task, pieces: Pieces, head: HeadKind | None, final: Final) -> None:
+    if head == "average":
+        raise AttachError(f"head: 'average' is for classes, and this network answers {ANSWERS[task]}. Fix: leave it out")
+    if task == "regression" and final == "keep":
+        raise AttachError("final: 'keep' is not there yet for networks that answer numbers. Fix: pass final='head'")
+    if task == "embedding":
+        if final != "keep":
+            raise AttachError("final: the last exit's vector is the backbone's own. Fix: pass final='keep'")
+        norms = run_plain(pieces, make_random_inputs(pieces, 2), False).norm(dim=1)
+        if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+            raise AttachError(
+                f"backbone: expected vectors of norm 1, so that all lie in one space, got {norms[0]:.3g}. Fix: end its "
+                "forward with F.normalize(x, dim=1)"
+            )
 
 
 def _split_and_verify(
@@ -251,6 +274,8 @@ def _make_heads(
         layout = pieces.features[-1].layout
         if task == "segmentation":
             return [*heads[:-1], KeptPixelHead(pieces.tail, None, layout)]
+        if task == "embedding":
+            return [*heads[:-1], KeptVectorHead(pieces.tail, None, layout)]
         kept = KeptHead(pieces.tail, pieces.pooled_linear, layout)
         is_exact = kept.classifier is None or _is_exact(pieces, kept, kept.classifier)
         heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)

@@ -22,7 +22,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, check_labels
 from exitlens.types.settings import check_choice
-from exitlens.types.tasks import USUAL_SCORES, refuse_segmentation
+from exitlens.types.tasks import USUAL_SCORES, refuse_task
 
 Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -67,7 +67,7 @@ def attribute(
         torch.Size([8, 10, 10])
     """
     require(net, ExitNet, "net")
-    refuse_segmentation(net.info.task, "net: relevance")
+    refuse_task(net.info.task, "net: relevance")
     last = net.num_exits - 1
     exit = last if exit is None else exit
     if not isinstance(exit, int) or not 0 <= exit <= last:

@@ -19,7 +19,7 @@ from exitlens.model.heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet, InputSpec, NetworkInfo
 from exitlens.types.inputs import Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
-from exitlens.types.tasks import refuse_segmentation
+from exitlens.types.tasks import refuse_task
 
 
 def cascade(
@@ -149,7 +149,7 @@ def _open(member: nn.Module, preprocess: Preprocessing | None, example: Inputs) 
 
 def _check_member(place: str, net: ExitNet, last: ExitNet, names: tuple[str, ...], example: Inputs) -> None:
     info = net.info
-    refuse_segmentation(info.task, f"{place}: a cascade")
+    refuse_task(info.task, f"{place}: a cascade")
     answers = [f"{each.num_classes} ({each.task})" for each in (info, last.info)]
     if answers[0] != answers[1]:
         raise AttachError(

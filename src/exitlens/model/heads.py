@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 woul
 DEPTH, WIDEST, NARROWEST = 2, 256, 8
 NECK_SHARE = 0.04  # share of the plain backbone's MACs for all necks together
 DENSE_SHRINK, LEAST_DENSE_SIDE = 8, 16  # see choose_dense_side
+TINY = 1e-12
+HIDDEN, MOST = 32, 8.0  # units of the perceptrons that expect errors, and the largest logarithm that they give
 LEAST_SIDE = 7  # least side of context heads' maps, where the backbone has features as fine
 
 
@@ -377,8 +379,12 @@ class EvidenceHead(NeckHead):
             deep, spread = features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], rows)
             pooled = torch.cat([pooled, torch.bmm(weights if spread is None else weights @ spread, deep)], 2)
         # in the head's own precision, whatever the stages'
-        logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
+        logits = self.answer_pooled(pooled.squeeze(1).to(self.classifier.weight.dtype))
         return _Pooled(logits, attention, rows, deep, spread)
+
+    def answer_pooled(self, pooled: Tensor) -> Tensor:  # (B,width) -> (B,C)
+        """Return the logits of pooled features."""
+        return cast(Tensor, self.classifier(pooled))
 
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Return only the attention ``(B,*S)``, for training."""
@@ -420,6 +426,73 @@ class EvidenceHead(NeckHead):
             evidence = evidence + pooled.enlarge(pooled.deep @ weight[rows.shape[2] :])
         located = (evidence * pooled.attention.flatten(1)[..., None]).transpose(1, 2).contiguous()
         return ExitOutput(pooled.logits, pooled.attention, located.unflatten(2, pooled.attention.shape[1:]))
+
+
+class NumberHead(EvidenceHead):
+    """Answers numbers, in spreads about their means in the training data, and how far off it expects them to be.
+
+    The logits ``(B,C+1)`` are the numbers and the expected error (:func:`~exitlens.functional.answers.measure_distance`
+    from the target): the exponential of a small perceptron on the pooled features, which are detached, so that it changes no
+    answer. Evidence is exact for the numbers.
+
+    Parts that predict a network's loss are known from learning loss (arXiv 1905.03677), which ranks pairs of samples.
+    """
+
+    def __init__(self, *parts: Any) -> None:  # of an EvidenceHead
+        super().__init__(*parts)
+        self.forecast = nn.Sequential(nn.Linear(self.classifier.in_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+
+    def answer_pooled(self, pooled: Tensor) -> Tensor:  # (B,width) -> (B,C+1)
+        """Return the numbers and the expected error."""
+        return torch.cat([self.read_out(pooled), self.forecast(pooled.detach()).clamp_max(MOST).exp()], 1)
+
+    def read_out(self, pooled: Tensor) -> Tensor:  # (B,width) -> (B,C)
+        """Return the numbers."""
+        return cast(Tensor, self.classifier(pooled))
+
+    def with_support(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, attention and zeros: there is no gate."""
+        logits, attention = self.with_attention(*activations)
+        return logits, attention, attention.new_zeros(len(attention), 3)
+
+
+class VectorHead(NumberHead):
+    """Answers a vector of unit norm in the space of the final exit's: a linear map of the pooled features, normalised.
+
+    The expected error is the distance from the final exit's vector.
+    The evidence of a vector would be as large as all features; it is left empty, ``(B,0,*S)``, and :meth:`share_similarity`
+    has what each location adds to a similarity instead.
+    """
+
+    def read_out(self, pooled: Tensor) -> Tensor:  # (B,width) -> (B,C)
+        """Return vectors of unit norm."""
+        return F.normalize(self.classifier(pooled), dim=1)
+
+    def _add_evidence(self, pooled: _Pooled) -> ExitOutput:
+        return leave_out_evidence(pooled.logits, pooled.attention)
+
+    def share_similarity(self, to: Tensor, *activations: Tensor) -> SharedSimilarity:  # (B,C)
+        """Share out the cosine with other vectors; it is exact in sum."""
+        evidence = super()._add_evidence(self._pool(*activations)).evidence.float()
+        bias, scaled = self.classifier.bias.float(), F.normalize(to.float(), dim=1)
+        norm = (evidence.flatten(2).sum(2) + bias).norm(dim=1).clamp_min(TINY)
+        shares = torch.einsum("bc...,bc->b...", evidence, scaled / norm[:, None])
+        rest = scaled @ bias / norm
+        return SharedSimilarity(shares.flatten(1).sum(1) + rest, shares, rest, True)
+
+
+class SharedSimilarity(NamedTuple):
+    """The cosine of an exit's vectors with others, and what each location adds to it."""
+
+    cosine: Tensor  # (B,)
+    shares: Tensor  # (B,*S)
+    rest: Tensor  # (B,), that no location adds
+    is_exact: bool  # shares and rest sum to the cosine because the vector does; else it is shared out by attention
+
+
+def leave_out_evidence(logits: Tensor, attention: Tensor) -> ExitOutput:
+    """Return the output of an exit whose answer is a vector, with evidence of no class, ``(B,0,*S)``."""
+    return ExitOutput(logits, attention, attention.new_zeros(len(attention), 0, *attention.shape[1:]))
 
 
 class _Pooled(NamedTuple):
@@ -503,6 +576,36 @@ class KeptHead(_EnergyHead):
         features = self.layout.canonical(activations[0]).to(linear.weight.dtype)  # stages may run in another
         evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)
+
+
+class KeptVectorHead(KeptHead):
+    """The backbone's own vector as the final exit's answer, bit for bit, followed by 0: its distance from itself."""
+
+    def classify(self, *activations: Tensor) -> Tensor:
+        """Return the backbone's vectors and zeros, ``(B,C+1)``."""
+        vectors = super().classify(*activations)
+        return torch.cat([vectors, vectors.new_zeros(len(vectors), 1)], 1)
+
+    def forward(self, *activations: Tensor) -> ExitOutput:
+        """Return logits, attention (energy) and no evidence, see :class:`VectorHead`."""
+        return leave_out_evidence(*self.with_attention(*activations))
+
+    def share_similarity(self, to: Tensor, *activations: Tensor) -> SharedSimilarity:  # (B,C)
+        """Share out the cosine with other vectors.
+
+        It is exact where the vector is the normalised mean of the features, as in most sentence encoders; elsewhere the
+        cosine is shared out by attention.
+        """
+        vectors, features = super().classify(*activations).float(), self.features(*activations).float()
+        cosine, total = F.cosine_similarity(vectors, to.float(), dim=1), features.flatten(2).sum(2)
+        is_mean = total.shape == vectors.shape and torch.allclose(F.normalize(total, dim=1), vectors, atol=1e-4)
+        if is_mean:
+            scaled = F.normalize(to.float(), dim=1) / total.norm(dim=1, keepdim=True).clamp_min(TINY)
+            shares = torch.einsum("bc...,bc->b...", features, scaled)
+        else:
+            attention = energy(features)
+            shares = attention * cosine.view(-1, *[1] * (attention.ndim - 1))
+        return SharedSimilarity(cosine, shares, torch.zeros_like(cosine), is_mean)
 
 
 class PixelHead(NeckHead):
@@ -597,22 +700,23 @@ def make_head(
         return _make_pixel_head(pieces, k, num_classes, kind, plain)
     features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
     channels, layout, size = features.channels, features.layout, features.size
+    make = {"regression": NumberHead, "embedding": VectorHead}.get(task, EvidenceHead)
     is_plane, budget = len(size) >= 2, NECK_SHARE * plain
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
     if groups and lateral is not None:
         neck = fit_group_neck(channels, lateral.channels, groups, budget / count)
-        return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
+        return make(channels, num_classes, layout, neck, lateral.layout)
     final_has_none = is_plane and lateral is None  # its own features are fine enough
     if kind == "evidence" or math.prod(size) == 1 or (k == count - 1 and final_has_none):
-        return EvidenceHead(channels, num_classes, layout)
+        return make(channels, num_classes, layout)
     budget /= count - 1 if final_has_none else count
     grid, lateral = (lateral or pieces.features[-1]).size, pieces.lateral_at(k)
     beside = lateral.channels if lateral else 0
     fitted = (
         fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
     )
-    return EvidenceHead(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
+    return make(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
 
 
 def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int) -> PixelHead:

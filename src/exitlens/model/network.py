@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import InputError, require
+from exitlens.functional.answers import Units, standardise
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import answer_score, gradient_x_input, place
 from exitlens.functional.schedules import one_cycle_rate
@@ -30,7 +31,7 @@ from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.settings import COUNT, check_choice, check_number
-from exitlens.types.tasks import TASKS, USUAL_SCORES, Task, refuse_segmentation
+from exitlens.types.tasks import BY_LABELS, TASKS, USUAL_SCORES, Task, count_answers, refuse_task
 
 Final = Literal["head", "keep"]
 
@@ -71,6 +72,7 @@ class NetworkInfo:
     task: Task = "classes"
     members: tuple[NetworkInfo, ...] = ()  # of a cascade
     end: str = ""  # name of the module that ends it; empty: the whole backbone
+    units: Units = ()  # of numbers: mean and spread of each in the training data; empty: as they are
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
@@ -85,6 +87,10 @@ class NetworkInfo:
     def channels(self) -> int:
         """Channels of a sample, for building the backbone again."""
         return self.modality.count_channels(self.input_shape)
+
+    def read_targets(self, labels: Tensor) -> Tensor:
+        """Return labels as losses take them: numbers as the network gives them, and others as they are."""
+        return standardise(labels, self.units) if self.task == "regression" else labels
 
     def place(self, k: int, maps: Tensor) -> Tensor:
         """Move maps ``(...,*S)`` of exit k to their place in the image, to be drawn, deleted or compared with a mask."""
@@ -233,7 +239,7 @@ class ExitNet(nn.Module):
         exits = f"{self.num_exits} exits{heads}"
         backbone = info.source or type(self.__dict__["_source"]).__name__
         backbone += f" up to {info.end}" if info.end else ""
-        return f"ExitNet({backbone}, {exits}, {info.num_classes} classes, input {info.input_shape})"
+        return f"ExitNet({backbone}, {exits}, {count_answers(info.task, info.num_classes)}, input {info.input_shape})"
 
     def _repr_html_(self) -> str:
         rows = []
@@ -261,7 +267,7 @@ class ExitNet(nn.Module):
         attention, if there is any, and operations that mix locations are held constant (model/mixing.py).
         """
         if relevance:
-            refuse_segmentation(self.info.task, "relevance: it")
+            refuse_task(self.info.task, "relevance: it", (*BY_LABELS, "regression"))
         activations = self.unpack(inputs)
         first_input = activations[0]
         outputs: list[ExitOutput] = []  # list[ExitOutput]() would break the graph of torch.compile
@@ -306,7 +312,7 @@ class ExitNet(nn.Module):
                     "EGTLoss(weight=0), or EGTLoss(weight=0, distill=0.5) if the last one is to teach the others."
                 )
         attends = self.has_self_attention and not frozen
-        kind = self.info.final == "keep", self.info.modality.name == "image", self.info.task == "segmentation"
+        kind = self.info.final == "keep", self.info.modality.name == "image", self.info.task
         loss = loss.for_network(attends, *kind)
         loss.check_size(self.num_exits, self.info.num_classes)
         return loss
@@ -441,7 +447,7 @@ class ExitNet(nn.Module):
             backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed.
         """
         if precision == "bfloat16":
-            refuse_segmentation(self.info.task, "precision: judging bfloat16")
+            refuse_task(self.info.task, "precision: judging bfloat16")
         policy, activations = self._choose_policy(policy), self.check_input(example, "example")
         self.engine.use(tune(self.engine.parts, activations, policy, precision, min_agreement, seconds, backend))
         return self.tuning
@@ -487,6 +493,7 @@ class Objective(nn.Module):
 
     def forward(self, inputs: Inputs, labels: Tensor, step: int | None = None) -> tuple[LossTerms, tuple[ExitOutput, ...]]:
         """Return the loss of a batch at a step of the training, from 0, and the output of every exit."""
+        labels = self.net.info.read_targets(labels)
         if not self.training:
             outputs = self.net(inputs)
             return self.judge(outputs, labels), outputs

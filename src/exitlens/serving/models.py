@@ -33,7 +33,7 @@ from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
-from exitlens.types.tasks import name_answers, refuse_segmentation
+from exitlens.types.tasks import WITH_CLASSES, name_answers, refuse_task
 from exitlens.workflow.inference import check_policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -172,7 +172,7 @@ def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
     """
     if not adapting.adapt:
         return model
-    refuse_segmentation(model.info.task, "adapt: it")
+    refuse_task(model.info.task, "adapt: it")
     if missing := sorted(set(range(model.num_exits)) - model.exits):
         raise PolicyError(
             f"adapt: {model.name} has no heads at exits {missing}, where audits look. Fix: serve the bundle it was exported "
@@ -231,6 +231,7 @@ def read_version(source: Path) -> str:
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
     """Return a network in memory with its policies, one of them ``default``; raise :class:`PolicyError` for misfits."""
+    refuse_task(net.info.task, "net: a server", WITH_CLASSES)
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]

@@ -7,6 +7,7 @@ from .explanations import ExitView as ExitView
 from .explanations import Explanation as Explanation
 from .explanations import LabelView as LabelView
 from .explanations import Location as Location
+from .explanations import NumberView as NumberView
 from .explanations import PixelView as PixelView
 from .outputs import ExitCandidate as ExitCandidate
 from .outputs import ExitOutput as ExitOutput
@@ -30,6 +31,7 @@ from .swaps import Binding as Binding
 from .swaps import CueSwap as CueSwap
 from .swaps import SwapShares as SwapShares
 from .tiles import Tiles as Tiles
+from .traces import AnswerSummary as AnswerSummary
 from .traces import CompactLogits as CompactLogits
 from .traces import ExitLatency as ExitLatency
 from .traces import PixelSummary as PixelSummary

@@ -56,6 +56,30 @@ class LabelView(NamedTuple):
         return self._asdict() | {"evidence": self.evidence.tolist()}
 
 
+class NumberView(NamedTuple):
+    """One number of an exit's answer, and what each location adds to it.
+
+    Attributes:
+        number: in the units of the training targets; or the cosine of the exit's vector with another.
+        evidence: ``(*S)``; if the exit's evidence is exact, its sum and ``bias`` are the number.
+        bias: what no location adds.
+
+    Examples:
+        >>> counting = xl.attach("small", ["layer2"], 1, images[:1], task="regression").eval()
+        >>> view = xl.explain(counting, images[0], xl.Policy((0.5,), score="closeness")).exits[0].numbers[0]
+        >>> abs(view.evidence.sum().item() + view.bias - view.number) < 1e-4
+        True
+    """
+
+    number: float
+    evidence: Tensor
+    bias: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return self._asdict() | {"evidence": self.evidence.tolist()}
+
+
 class PixelView(NamedTuple):
     """An exit's answer for every pixel, and where it saw each class.
 
@@ -87,7 +111,9 @@ class ExitView:
 
     If the network gives several labels, all but ``labels`` is about the strongest one, in the answer or not. If it answers
     each pixel, ``label`` is the most frequent class, ``probabilities`` are the shares of the pixels, the evidence is that
-    class's logit on the exit's grid, and ``pixels`` has the rest.
+    class's logit on the exit's grid, and ``pixels`` has the rest. If it answers numbers, ``numbers`` has them, ``evidence``,
+    ``logit`` and ``bias`` are of the first, and there are no probabilities; if it answers vectors, the number is the cosine
+    with the vector that was given (``explain(..., to=vector)``).
 
     Attributes:
         exit: k. label: its answer. confidence: the policy's score. threshold: that it had to reach (0 for the final exit,
@@ -103,6 +129,7 @@ class ExitView:
             gate, and at the final exit. refused: whether the confidence alone would have been enough.
         labels: that it tells, in label order; ``None`` if the network gives one class.
         pixels: the answer for each pixel; ``None`` if the network answers for whole samples.
+        numbers: that it tells, or of a vector the cosine; ``None`` for classes.
     """
 
     exit: int
@@ -126,11 +153,18 @@ class ExitView:
     refused: bool = False
     labels: tuple[LabelView, ...] | None = None
     pixels: PixelView | None = None
+    numbers: tuple[NumberView, ...] | None = None
 
     def __repr__(self) -> str:
         fires = "fires" if self.fired else "does not fire"
+        if self.numbers is not None:
+            return f"ExitView(exit {self.exit}: {self.tell_numbers()}, confidence {self.confidence:.3f}, {fires})"
         answer = f"class {self.label}" if self.labels is None else f"labels {list(self.answer)}"
         return f"ExitView(exit {self.exit}: {answer}, confidence {self.confidence:.3f}, {fires})"
+
+    def tell_numbers(self) -> str:
+        """Return the numbers that it tells; empty for classes."""
+        return ", ".join(f"{view.number:.4g}" for view in self.numbers or ())
 
     @property
     def compared(self) -> float:
@@ -155,6 +189,8 @@ class ExitView:
         """The second most probable class; of several labels the least decided one."""
         if self.labels is not None:
             return int((self.probabilities - 0.5).abs().argmin())
+        if self.numbers is not None:
+            raise InputError("runner_up: numbers and vectors have none. Fix: see the view's numbers")
         others = self.probabilities.clone()
         others[self.label] = -1
         return int(others.argmax())
@@ -197,7 +233,9 @@ class Explanation:
         rows, is_gated = [], any(view.estimate is not None for view in self.exits)
         for view in self.exits:
             name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")
-            runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
+            runner_up = ""
+            if view.numbers is None:
+                runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
             sure = [f"{view.confidence:.3f}", format_threshold(view.threshold, 3)]
             if is_gated:
                 sure.insert(1, "" if view.estimate is None else f"{view.estimate:.3f}")
@@ -262,6 +300,8 @@ class Explanation:
         pixels = self.exits[self.answered].pixels
         if pixels is not None:
             return pixels.differs is not None and bool(pixels.differs.any())
+        if self.exits[self.answered].numbers is not None:  # they always differ somewhat
+            return False
         return self.final is not None and self.final.answer != self.exits[self.answered].answer
 
     def name(self, label: int) -> str:
@@ -270,7 +310,10 @@ class Explanation:
 
     def name_answer(self, view: ExitView | None = None) -> str:
         """Return an exit's answer in words, by default that of the exit that answered."""
-        answer = (self.exits[self.answered] if view is None else view).answer
+        view = self.exits[self.answered] if view is None else view
+        answer = view.answer
+        if view.numbers is not None:
+            return view.tell_numbers()
         return ", ".join(map(self.name, answer)) or "none of the labels"
 
     @property
@@ -280,6 +323,8 @@ class Explanation:
         why = "no earlier exit could answer, so the final exit answered" if is_final else f"exit {view.exit} answered"
         if is_final and view.labels is not None:
             confidence = f"each label decided with {100 * view.confidence:.1f} % or more"
+        elif is_final and view.numbers is not None:
+            confidence = "whose answer the others are compared with"
         elif is_final and view.pixels is not None:
             confidence = f"with confidence {view.confidence:.3f}"
         elif is_final:
@@ -342,6 +387,13 @@ class Explanation:
         row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
         labels = row.pop("labels")
         row.pop("pixels")
+        row.pop("numbers")
+        second: dict[str, Any] = {}
+        if view.numbers is not None:
+            row["numbers"] = [item.to_dict() for item in view.numbers]
+        else:
+            second = {"runner_up": view.runner_up, "runner_up_name": self.name(view.runner_up)}
+            second["runner_up_probability"] = view.probabilities[view.runner_up].item()
         if view.pixels is not None:
             row["pixels"] = view.pixels.to_dict()
         if labels is not None:
@@ -353,9 +405,7 @@ class Explanation:
         return row | {
             "label_name": self.name_answer(view),
             "threshold": "never" if view.threshold == math.inf else view.threshold,
-            "runner_up": view.runner_up,
-            "runner_up_name": self.name(view.runner_up),
-            "runner_up_probability": view.probabilities[view.runner_up].item(),
+            **second,
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(item["evidence"] for item in top),
         }

@@ -20,6 +20,10 @@ class ExitOutput(NamedTuple):
     Of a network that answers one class a pixel, logits are ``(B,C,H,W)``, of the size of the images. Evidence is the logits
     on the exit's own grid ``(B,C,h,w)``, and attention the mean of the softmax over locations of the classes that it tells.
 
+    Where answers are numbers or vectors, logits are ``(B,C+1)``: the numbers, less their means and in spreads of the
+    training data (``net.info.units``), or the vector; then the error that the exit expects (of vectors, the distance from
+    the final exit's). Evidence is of the numbers alone; of vectors there is none, ``(B,0,*S)``.
+
     Examples:
         >>> out = net(images)[0]
         >>> out.logits.shape, out.attention.sum((1, 2)).allclose(torch.ones(8))
@@ -45,12 +49,14 @@ class Prediction:
     """Answers of adaptive inference, in the order of the inputs.
 
     Attributes:
-        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool; of each pixel ``(B,H,W)``.
+        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool; of each pixel ``(B,H,W)``. Where
+            answers are numbers, these, in the units of the training targets: floats ``(B,)`` if there is one a sample, else
+            ``(B,C)``; where they are vectors, floats ``(B,D)``.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the policy's score at the exit that answered, compared with the threshold if there is no gate;
             ``Report.calibration_error`` says how far it is from accuracy on your data.
         probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature; of each
-            pixel ``(B,C,H,W)``.
+            pixel ``(B,C,H,W)``. Empty, ``(B,0)``, for numbers and vectors.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.

@@ -14,7 +14,7 @@ from typing import Any
 from exitlens.errors import InputError, PolicyError, require
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.settings import ALL_SCORES, MISSED_AREA, CalibrationRequest, SampleSketch, read_record
-from exitlens.types.tasks import ANSWERS, USUAL_SCORES, Task, task_of_score
+from exitlens.types.tasks import ANSWERS, BY_LABELS, USUAL_SCORES, Task, task_of_score
 from exitlens.types.traces import ExitLatency
 
 FORMAT = 1  # of Calibration.to_dict
@@ -238,7 +238,16 @@ def _describe_promise(name: str, limit: float, record: Calibration, task: Task) 
         return f"misses at most {100 * limit:.4g} % of the area of {missed}, on average over the images that have it"
     if task == "segmentation" and name == "max_disagreement":
         return f"answers at most {100 * limit:.4g} % of an image's pixels unlike the full network, on average over images"
+    spread = f"{100 * limit:.4g} % of the spread of the training targets"
     return {
+        "max_error_increase": f"errs by at most {spread} more than the full network, on average (increases of more than one "
+        "spread count as one)",
+        "max_deviation": f"answers at most {spread} away from the full network, on average (more than one spread counts as "
+        "one)",
+        "max_distance": f"gives vectors whose cosine with the full network's is at least {1 - limit:.6g} on average "
+        "(below 0 it counts as 0)",
+        "max_rank_change": f"loses at most {100 * limit:.4g} % of the ten nearest probes of the full network's vectors, on "
+        "average",
         "max_pixel_error_drop": f"gets at most {points} more of an image's pixels wrong than the full network, on average",
         "max_miou_drop": f"loses at most {points} of an image's mean IoU against the full network, on average over images",
         "max_accuracy_drop": f"is at most {points} less accurate than the full network",
@@ -394,7 +403,9 @@ class Policy:
         score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2). For networks
             that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids. For one class a
             pixel, from the largest probability in each cell of the exit's grid: ``mean_probability``; ``low_probability``,
-            which nine tenths of them reach; or ``sure_share``, of those of 0.9 or more.
+            which nine tenths of them reach; or ``sure_share``, of those of 0.9 or more. For numbers ``closeness``,
+            exp(-error) with the error that the head expects, in spreads, or ``stability``, exp(-distance) from the answer of
+            the exit before (0 at exit 0); for vectors ``vector_closeness`` and ``vector_stability``, with 1 - cosine.
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
@@ -431,9 +442,12 @@ class Policy:
             raise PolicyError(f"score: expected one of {ALL_SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
-        if self.task == "segmentation" and (self.gate is not None or set(temperatures) != {1.0}):
+        if self.task not in BY_LABELS and (self.gate is not None or set(temperatures) != {1.0}):
             wrong = "gate: it is for" if self.gate is not None else "temperatures: those other than 1 are for"
-            raise PolicyError(f"{wrong} answers about whole samples, its score {self.score!r} is for pixels: leave them out")
+            raise PolicyError(
+                f"{wrong} classes or labels of whole samples, its score {self.score!r} is for {ANSWERS[self.task]}: leave "
+                "them out"
+            )
         for name, kind in (("calibration", Calibration), ("gate", Gate), ("binding", BindingCertificate)):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise PolicyError(

@@ -81,13 +81,19 @@ DECIDED = "decided"  # the score of several labels: how sure the least sure of t
 # of one class a pixel, over the cells of the exit's grid: the mean of the largest probabilities, the value that nine tenths
 # of them reach, and the share of those of 0.9 or more
 PIXEL_SCORES = ("mean_probability", "low_probability", "sure_share")
-ALL_SCORES = (*SCORES, DECIDED, *PIXEL_SCORES)
+# of numbers, and of vectors: exp(-error), as the head expects it, and exp(-distance) from the answer of the exit before
+NUMBER_SCORES = ("closeness", "stability")
+VECTOR_SCORES = ("vector_closeness", "vector_stability")
+CHANGE_SCORES = (NUMBER_SCORES[1], VECTOR_SCORES[1])
+ALL_SCORES = (*SCORES, DECIDED, *PIXEL_SCORES, *NUMBER_SCORES, *VECTOR_SCORES)
 
 PIXEL_LIMITS = ("max_pixel_error_drop", "max_miou_drop")  # of one class a pixel; and max_missed_area, by class
 MISSED_AREA = "max_missed_area of "  # begins the names of these limits
 SAMPLE_LIMITS = ("max_accuracy_drop", "max_class_accuracy_drop", "max_false_negative_drop")  # of all other tasks
-NEED_LABELS = (*SAMPLE_LIMITS, *PIXEL_LIMITS)
-RISK_LIMITS = (*NEED_LABELS, "max_disagreement", "max_divergence", "max_cue_drop")
+NUMBER_LIMITS = ("max_error_increase", "max_deviation")
+VECTOR_LIMITS = ("max_distance", "max_rank_change")
+NEED_LABELS = (*SAMPLE_LIMITS, *PIXEL_LIMITS, "max_error_increase")
+RISK_LIMITS = (*NEED_LABELS, "max_deviation", *VECTOR_LIMITS, "max_disagreement", "max_divergence", "max_cue_drop")
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,15 @@ class CalibrationRequest:
         max_missed_area: Share of a class's pixels that may be missed, by name or number of the class, such as
             ``{"lesion": 0.05}``, on average over the images that have the class: a false-negative rate, in which the final
             exit's own misses count, too. For one class a pixel; needs labels.
+        max_error_increase: Error that may be added, in [0, 1], where 1 is the spread (standard deviation) of the training
+            targets. The mean of the exit's absolute error less the final exit's, each sample's clipped to [-1, 1]. For
+            networks that answer numbers; needs targets. Of several numbers a sample, the mean.
+        max_deviation: Mean distance of numbers from the final exit's, in the same unit, each sample's clipped to [0, 1].
+        max_distance: Mean of 1 - cosine of vectors and the final exit's, each sample's clipped to [0, 1].
+        max_rank_change: Share of the ten nearest probes of a vector that may not be the final vector's, on average. Needs a
+            trace with probes (``collect(..., probes=vectors)``).
         max_disagreement: Share of answers that may differ from the final exit's, in [0, 1]. Of one class a pixel, the share
-            of pixels, on average over images.
+            of pixels, on average over images. Not for numbers and vectors.
         max_divergence: Mean divergence allowed between the attention map that answers and the final one, in [0, 1].
         max_cue_drop: How much more often early answers than final ones may change when everything outside the object comes
             from another sample, in [0, 1]. Needs a trace with swaps (``collect(..., swapped=2000)``), but no labels.
@@ -142,10 +155,11 @@ class CalibrationRequest:
         delta: Certify the limits for new data, with this chance of being wrong, such as 0.1. Needs a limit on a risk, or
             ``max_ms``. Without it the limits hold on these samples only (empirical mode).
         score: Confidence score: max_probability (the default), entropy or margin; for several labels decided. For one class
-            a pixel mean_probability (the default), low_probability or sure_share.
+            a pixel mean_probability (the default), low_probability or sure_share. For numbers closeness (the default) or
+            stability, for vectors vector_closeness (the default) or vector_stability.
         temperature_scaling: Fit a temperature to each exit first, by likelihood. Needs labels and is skipped without them,
-            and for one class a pixel, because a trace does not keep what it takes. Certified mode fits on the samples that
-            propose thresholds, which do not test them.
+            for one class a pixel, because a trace does not keep what it takes, and for numbers and vectors. Certified mode
+            fits on the samples that propose thresholds, which do not test them.
         temperatures: Temperatures fitted on other data, used instead.
         gate: Decide by more than confidence which early answers leave: by an estimate that the final exit would answer the
             same, which sees what an answer owes to few places. With ``max_divergence``, its map has to be near, too. The
@@ -168,6 +182,10 @@ class CalibrationRequest:
     max_pixel_error_drop: float | None = None
     max_miou_drop: float | None = None
     max_missed_area: Mapping[str, float] | None = None
+    max_error_increase: float | None = None
+    max_deviation: float | None = None
+    max_distance: float | None = None
+    max_rank_change: float | None = None
     max_disagreement: float | None = None
     max_divergence: float | None = None
     max_cue_drop: float | None = None
@@ -340,7 +358,7 @@ class TrainingSettings:
         amp: Train in bfloat16 (default: if the device is fast at it and the inputs are no vectors).
         channels_last: Memory format of weights and images during training.
         freeze_backbone: Train the exit heads only; the backbone then runs once per sample, not in every epoch, unless
-            something forbids it.
+            something forbids it. Always so where answers are vectors, because the final exit's must not move.
         augment: Change training images at random: ``flip``, ``crop`` (and flip), ``trivial`` (both, and TrivialAugment) or
             ``none``.
         balanced: Show all classes equally often.
@@ -352,7 +370,7 @@ class TrainingSettings:
         ema: Train as usual, but validate and keep a moving average of the weights with this decay per step, such as 0.999.
         patience: Stop after this many epochs without a better ``monitor``.
         monitor: Validation measure that chooses the best epoch: ``accuracy`` (mean over exits), ``final_accuracy`` or
-            ``loss``.
+            ``loss``. Of numbers R², of vectors the cosine with the final exit's, stand for accuracy.
         cache_features: With ``freeze_backbone``, run the backbone once and keep its features for all epochs (default: if the
             data are sure to be the same in every epoch).
         keep: Weights that the network has afterwards: those of the ``last`` or of the ``best`` epoch (default: the best with

@@ -1,8 +1,8 @@
-"""Tasks: a network answers one class for each sample, any number of labels, or one class for each pixel."""
+"""Tasks: a network answers one class a sample, any number of labels, one class for each pixel, numbers or a vector."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -10,17 +10,37 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.types.inputs import check_labels
-from exitlens.types.settings import ALL_SCORES, DECIDED, PIXEL_SCORES, SCORES, check_choice
+from exitlens.types.settings import (
+    ALL_SCORES,
+    DECIDED,
+    NUMBER_SCORES,
+    PIXEL_SCORES,
+    SCORES,
+    VECTOR_SCORES,
+    check_choice,
+)
 
-Task = Literal["classes", "multilabel", "segmentation"]
+Task = Literal["classes", "multilabel", "segmentation", "regression", "embedding"]
 TASKS: tuple[Task, ...] = get_args(Task)
-SCORES_OF: Mapping[Task, tuple[str, ...]] = {"classes": SCORES, "multilabel": (DECIDED,), "segmentation": PIXEL_SCORES}
+SCORES_OF: Mapping[Task, tuple[str, ...]] = {
+    "classes": SCORES,
+    "multilabel": (DECIDED,),
+    "segmentation": PIXEL_SCORES,
+    "regression": NUMBER_SCORES,
+    "embedding": VECTOR_SCORES,
+}
 USUAL_SCORES: Mapping[Task, str] = {task: scores[0] for task, scores in SCORES_OF.items()}
 ANSWERS: Mapping[Task, str] = {
     "classes": "one class a sample",
     "multilabel": "several labels a sample",
     "segmentation": "one class a pixel",
+    "regression": "numbers",
+    "embedding": "vectors",
 }
+BY_LABELS: tuple[Task, ...] = ("classes", "multilabel")  # told apart by the labels of training; the others are attached
+WITH_CLASSES: tuple[Task, ...] = (*BY_LABELS, "segmentation")
+CONTINUOUS: tuple[Task, ...] = ("regression", "embedding")  # their logits end with an expected error: split_answers
+GUIDES: Mapping[Task, str] = {"segmentation": "segmentation", "regression": "vectors", "embedding": "vectors"}
 BACKGROUND = "background"  # name of a class of the pixels that no other has
 IGNORE = 255  # label of a pixel that counts nowhere, as in PASCAL VOC and Cityscapes
 
@@ -35,12 +55,24 @@ def task_of_labels(labels: Tensor) -> Task:
     return "segmentation" if labels.ndim == 3 else "multilabel" if labels.ndim == 2 else "classes"
 
 
-def refuse_segmentation(task: Task, what: str) -> None:
-    """Raise :class:`InputError`, which begins with ``what`` there is not, for a network that answers one class a pixel."""
-    if task == "segmentation":
+def refuse_task(task: Task, what: str, known: Collection[Task] = BY_LABELS) -> None:
+    """Raise :class:`InputError`, which begins with ``what`` there is not, for a network of a task that is not ``known``."""
+    if task not in known:
         raise InputError(
-            f"{what} is not there yet for networks that answer {ANSWERS[task]}. Fix: see docs/guides/segmentation.md."
+            f"{what} is not there yet for networks that answer {ANSWERS[task]}. Fix: see docs/guides/{GUIDES[task]}.md."
         )
+
+
+def count_answers(task: Task, count: int) -> str:
+    """Return in words how many classes, numbers or dimensions answers have."""
+    counted = {"multilabel": f"{count} labels, any number to a sample", "segmentation": f"{count} classes of pixels"}
+    counted |= {"regression": f"{count} number{'' if count == 1 else 's'}", "embedding": f"vectors of {count}"}
+    return counted.get(task, f"{count} classes")
+
+
+def split_answers(logits: Tensor) -> tuple[Tensor, Tensor]:  # (...,C+1) -> (...,C), (...)
+    """Return numbers or vectors, and the error that the head expects of them, which comes after them."""
+    return logits[..., :-1], logits[..., -1]
 
 
 def choose_score(score: str | None, task: Task) -> str:
@@ -66,13 +98,17 @@ def _find_largest(values: Tensor, task: Task) -> Tensor:
 def find_answers(logits: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool
     """Return the largest logit's class (of pixels, ``(...,C,H,W) -> (...,H,W)``); with several labels those of 0 or more.
 
-    That is a probability of 1/2 or more, at any temperature.
+    That is a probability of 1/2 or more, at any temperature. Numbers and vectors are answers as they are.
     """
+    if task in CONTINUOUS:
+        return split_answers(logits)[0]
     return logits >= 0 if task == "multilabel" else _find_largest(logits, task)
 
 
 def read_answers(p: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool
     """Return the answers of :func:`find_answers`, from probabilities."""
+    if task in CONTINUOUS:
+        return split_answers(p)[0]
     return p >= 0.5 if task == "multilabel" else _find_largest(p, task)
 
 
@@ -89,6 +125,8 @@ def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";")
 
 def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,), (B,C) bool or (B,H,W)
     """Return each sample's answer in words: of several labels, or of classes of pixels, all that there are, by ``;``."""
+    if answers.is_floating_point():
+        return [" ".join(f"{value:.6g}" for value in row) for row in answers.reshape(len(answers), -1).tolist()]
     if answers.ndim == 3:
         present = [[c for c in each.unique().tolist() if c != IGNORE] for each in answers]
         return [";".join(classes[c] if classes else str(c) for c in labels) for labels in present]
@@ -98,11 +136,15 @@ def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,
 
 
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
-    """Raise :class:`InputError` unless labels are of the task, by default of any.
+    """Raise :class:`InputError` unless labels are of the task, by default of any that labels tell.
 
-    They are ``(B,)`` integers in ``[0, C)``, ``(B,C)`` of 0 and 1, or ``(B,H,W)`` integers in ``[0, C)`` or :data:`IGNORE`.
+    They are ``(B,)`` integers in ``[0, C)``, ``(B,C)`` of 0 and 1, ``(B,H,W)`` integers in ``[0, C)`` or :data:`IGNORE`, or
+    for ``regression`` ``(B,C)`` finite floats (of one number ``(B,)``, too).
     Values are checked on the CPU only: elsewhere every step would wait for the device.
     """
+    if task == "regression":
+        _check_numbers(labels, batch, classes, name)
+        return
     given = task_of_labels(labels)
     shapes = {"multilabel": f"({batch},{classes}) of 0 and 1", "segmentation": f"({batch},H,W) integers"}
     if task is not None and given != task:
@@ -129,6 +171,14 @@ def _check_pixels(labels: Tensor, batch: int, classes: int, name: str) -> None:
         if len(odd):
             known = f"classes in [0, {classes}), or {IGNORE} where a pixel has none"
             raise InputError(f"{name}: expected {known}, got {odd[0].item()} among them")
+
+
+def _check_numbers(labels: Tensor, batch: int, classes: int, name: str) -> None:
+    has_shape = labels.shape == (batch, classes) or (classes == 1 and labels.shape == (batch,))
+    if not has_shape or not labels.is_floating_point():
+        raise InputError(f"{name}: expected ({batch},{classes}) floats, got {tuple(labels.shape)} {labels.dtype}")
+    if labels.device.type == "cpu" and not labels.isfinite().all():
+        raise InputError(f"{name}: expected finite numbers, got NaN or Inf: leave these samples out")
 
 
 def _check_several(labels: Tensor, batch: int, classes: int, task: Task | None, name: str) -> None:

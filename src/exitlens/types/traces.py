@@ -18,6 +18,7 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.types.outputs import exit_name
 from exitlens.types.settings import (
     COUNT,
+    NUMBER_SCORES,
     PIXEL_SCORES,
     CertificateRequest,
     SampleSketch,
@@ -25,7 +26,7 @@ from exitlens.types.settings import (
     check_number,
     read_record,
 )
-from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
+from exitlens.types.tasks import ANSWERS, CONTINUOUS, TASKS, Task, are_same, check_truth, count_answers, find_answers
 
 FORMAT = 1  # of Trace.save
 NOTED = "network", "task", "classes"  # fields of a trace that are no tensors
@@ -213,13 +214,76 @@ class PixelSummary(LogitsSummary):
         return self.means.argmax(dim)
 
 
+@dataclass(frozen=True, repr=False)
+class AnswerSummary(LogitsSummary):
+    """What a trace keeps of answers that are numbers or vectors.
+
+    Distances of numbers are mean absolute differences in units of the spread (standard deviation) of the training targets;
+    those of vectors are 1 - cosine, in [0, 2].
+
+    Attributes:
+        values: ``(*S,C)`` the numbers, in the data's units; of vectors the first eight.
+        scores: ``(*S,2)`` in [0, 1]: closeness and stability (``NUMBER_SCORES`` and ``VECTOR_SCORES`` in
+            ``exitlens.types.settings``).
+        distance: ``(*S)`` from the final exit's answer.
+        error: ``(*S)``, the distance of numbers from their target; ``None`` without targets.
+        overlap: ``(*S)`` in [0, 1], the share of a vector's ten nearest probes that are the final vector's, too; ``None``
+            without probes.
+
+    Examples:
+        >>> kept = xl.types.AnswerSummary(torch.tensor([[[2.0], [3.0]]]), torch.ones(1, 2, 2), torch.tensor([[0.5, 0.0]]))
+        >>> trace = xl.Trace(kept, None, torch.zeros(1, 2), torch.tensor([0.4, 1.0]), task="regression")
+        >>> trace.disagreement  # distances, at most 1
+        tensor([[0.5000, 0.0000]])
+    """
+
+    values: Tensor
+    scores: Tensor
+    distance: Tensor
+    error: Tensor | None = None
+    overlap: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        lead = tuple(self.values.shape[:-1])
+        shapes = {"scores": (*lead, len(NUMBER_SCORES)), "distance": lead, "error": lead, "overlap": lead}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise InputError(f"logits: expected {name} {shape} beside values, got {tuple(value.shape)}")
+            if value is not None and bool((value < 0).any()):
+                raise InputError(f"logits: expected {name} of 0 or more, got {value.min().item():g}")
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(*S,C)``."""
+        return self.values.shape
+
+    @property
+    def first(self) -> Tensor:
+        """The numbers without their powers of 2, which half precision may not hold, the errors expected, and distances."""
+        logs = -self.scores.clamp_min(1e-30).log()
+        return torch.cat([self.values.frexp().mantissa, logs, self.distance[..., None]], -1)
+
+    @property
+    def kept(self) -> str:
+        """The reason why there is no indexing along the numbers, and what to do."""
+        return "of numbers and vectors a summary is kept: read .values, .scores, .distance, .error and .overlap"
+
+    def __repr__(self) -> str:
+        return f"AnswerSummary({', '.join(map(str, self.shape))})"
+
+    def argmax(self, dim: int = -1) -> Tensor:
+        """Raise :class:`InputError`: there are no classes."""
+        raise InputError(f"logits: numbers and vectors have no classes: {self.kept}")
+
+
 def rate_pixels(confusion: Tensor) -> Tensor:  # (*S,C,C) -> (*S)
     """Return the share of the labelled pixels that are right; 1 without any."""
     right, total = confusion.diagonal(dim1=-2, dim2=-1).sum(-1), confusion.sum((-2, -1))
     return torch.where(total > 0, right.double() / total.clamp_min(1), 1.0).float()
 
 
-Logits = Tensor | CompactLogits | PixelSummary
+Logits = Tensor | CompactLogits | PixelSummary | AnswerSummary
 
 
 def chebyshev_nodes(count: int) -> Tensor:  # -> (n,) float64
@@ -322,9 +386,10 @@ class Trace:
 
     Args:
         logits: ``(N,K,C)`` of every sample at every exit, or :class:`~exitlens.types.CompactLogits`; of one class a pixel
-            :class:`~exitlens.types.PixelSummary`, which counts the labels, too.
-        labels: ``(N,)`` integers in ``[0, C)``; with several labels per sample ``(N,C)`` of 0 and 1; or ``None``, as with
-            one class a pixel.
+            :class:`~exitlens.types.PixelSummary`, which counts the labels, too; of numbers and vectors
+            :class:`~exitlens.types.AnswerSummary`.
+        labels: ``(N,)`` integers in ``[0, C)``; with several labels per sample ``(N,C)`` of 0 and 1; the targets of numbers
+            ``(N,C)``; or ``None``, as with one class a pixel, and vectors.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
         cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's; or measured
             time over that of the whole network.
@@ -341,7 +406,8 @@ class Trace:
             one another, so only units are independent; -1: nothing was replaced. Empty if it was not recorded.
         timing: time of a batch at each exit, if it was measured.
         task: ``classes``, one for each sample; ``multilabel``, any number of labels, whose probabilities are sigmoids of
-            the logits (labels ``(N,C)`` imply it); or ``segmentation``, one for each pixel (a ``PixelSummary`` implies it).
+            the logits (labels ``(N,C)`` imply it); ``segmentation``, one for each pixel (a ``PixelSummary`` implies it);
+            ``regression``, numbers; or ``embedding``, vectors.
         classes: their names, for limits that name one; empty: they go by their numbers.
         certificate_requests: made of these samples so far (not an argument, and not saved with the trace). Asking until one
             is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
@@ -382,7 +448,7 @@ class Trace:
         if self.logits.ndim != 3 or 0 in self.logits.shape:
             raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
         n, k, c = self.logits.shape
-        if c < 2:
+        if c < 2 and not isinstance(self.logits, AnswerSummary):
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
         if isinstance(self.logits, PixelSummary):
             object.__setattr__(self, "task", "segmentation")
@@ -407,8 +473,17 @@ class Trace:
                 "logits: a trace of one class a pixel has a PixelSummary, with the labels counted in it, and no labels: "
                 "collect it by exitlens.collect"
             )
+        if (self.task in CONTINUOUS) != isinstance(self.logits, AnswerSummary):
+            raise InputError(
+                "logits: a trace of numbers or vectors has an AnswerSummary and task='regression' or 'embedding': collect "
+                "it by exitlens.collect"
+            )
         if self.labels is not None:
             labels = _as_tensor(self.labels, "labels", f"({n},) integers, or ({n},{c}) of 0 and 1")
+            if self.task in CONTINUOUS:
+                check_truth(labels, n, c, "regression")
+                object.__setattr__(self, "labels", labels.float().view(n, c))
+                return
             if labels.ndim == 2:
                 object.__setattr__(self, "task", "multilabel")
             check_truth(labels, n, c, self.task)
@@ -459,8 +534,20 @@ class Trace:
         return self.labels is not None or (isinstance(self.logits, PixelSummary) and self.logits.confusion is not None)
 
     @property
+    def has_accuracy(self) -> bool:
+        """True if answers are right or wrong, and the samples have labels."""
+        return self.is_labelled and self.task not in CONTINUOUS
+
+    @property
+    def class_labels(self) -> Tensor | None:
+        """The labels of classes; ``None`` without labels, and if they are numbers."""
+        return self.labels if self.has_accuracy else None
+
+    @property
     def class_logits(self) -> Tensor | CompactLogits:
-        """The logits of a task other than one class a pixel, for which it raises :class:`InputError`."""
+        """The logits of one class or several labels a sample; for other tasks it raises :class:`InputError`."""
+        if isinstance(self.logits, AnswerSummary):
+            raise InputError(f"trace: it has no classes: {self.logits.kept}")
         if isinstance(self.logits, PixelSummary):
             raise InputError(
                 "trace: of one class a pixel no logits and answers are kept: see trace.accuracy and trace.disagreement"
@@ -491,7 +578,12 @@ class Trace:
 
     @property
     def disagreement(self) -> Tensor:
-        """``(N,K)`` in [0, 1]: 1 if the answer differs from the final exit's; of pixels the share of those that do."""
+        """``(N,K)`` in [0, 1]: 1 if the answer differs from the final exit's; of pixels the share of those that do.
+
+        Of numbers and vectors it is the distance from the final exit's answer, at most 1 (:class:`AnswerSummary`).
+        """
+        if isinstance(self.logits, AnswerSummary):
+            return self.logits.distance.clamp_max(1)
         if isinstance(self.logits, PixelSummary):
             return self.logits.disagreement
         return (~are_same(self.answers, self.answers[:, -1:], self.task)).float()
@@ -508,8 +600,7 @@ class Trace:
         n, k, c = self.logits.shape
         groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
         samples = f"{n:,} {'labelled' if self.is_labelled else 'unlabelled'} samples{groups}"
-        answers = f"{c} labels, any number to a sample" if self.task == "multilabel" else f"{c} classes"
-        answers += " of pixels" if self.task == "segmentation" else ""
+        answers = ANSWERS[self.task] if self.task == "embedding" else count_answers(self.task, c)
         network = f" of network {self.network}" if self.network else ""
         return f"Trace({samples}, {k} exits, {answers}{network}{'' if self.timing is None else f', {self.timing}'})"
 
@@ -520,7 +611,7 @@ class Trace:
             "exit": [exit_name(k, self.num_exits) for k in range(self.num_exits)],
             "ms": [] if self.timing is None else [format_ms(ms) for ms in self.timing.ms],
             "cost": [f"{cost:.3f}" for cost in self.cost],
-            "accuracy": [f"{100 * share:.1f} %" for share in self.accuracy.mean(0)] if self.is_labelled else [],
+            "accuracy": [f"{100 * share:.1f} %" for share in self.accuracy.mean(0)] if self.has_accuracy else [],
             "agrees with final": [f"{100 * share:.1f} %" for share in 1 - self.disagreement.mean(0)],
             "divergence from final": [f"{mean:.3f}" for mean in self.divergence.mean(0)],
         }
@@ -590,10 +681,13 @@ class Trace:
                 values[head] = tensor
         try:
             if isinstance(values["logits"], dict):
-                is_dense = values["task"] == "segmentation"
-                parts: dict[str, Any] = {"confusion" if is_dense else "label": None} | values["logits"]
-                count = note["num_classes"]
-                values["logits"] = PixelSummary(**parts) if is_dense else CompactLogits(**parts, num_classes=count)
+                parts: dict[str, Any] = values["logits"]
+                if values["task"] in CONTINUOUS:
+                    values["logits"] = AnswerSummary(**parts)
+                elif values["task"] == "segmentation":
+                    values["logits"] = PixelSummary(**{"confusion": None} | parts)
+                else:
+                    values["logits"] = CompactLogits(**{"label": None} | parts, num_classes=note["num_classes"])
             return cls(**values, timing=read_record(ExitLatency, note["timing"]) if note.get("timing") else None)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"path: expected what Trace.save wrote, {path} is damaged ({error})") from error
@@ -607,7 +701,11 @@ class Trace:
         return self.labels
 
     def require_accuracy(self, purpose: str) -> Tensor:  # -> (N,K)
-        """Return :attr:`accuracy`, or raise an error that says what needed labels."""
+        """Return :attr:`accuracy`, or raise an error that says what needed labels, or classes."""
+        if self.task in CONTINUOUS:
+            raise InputError(
+                f"trace: {purpose} is for classes, and these answers are {ANSWERS[self.task]}. Fix: leave it out."
+            )
         if self.task == "segmentation":
             return rate_pixels(self.require_confusion(purpose))
         return are_same(self.answers, self.require_labels(purpose)[:, None], self.task).float()

@@ -23,7 +23,7 @@ from exitlens.types import Policy, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.policies import BindingCertificate
 from exitlens.types.settings import PROPER_SHARE, NumberRule, SampleSketch, check_number
-from exitlens.types.tasks import refuse_segmentation
+from exitlens.types.tasks import refuse_task
 
 SEED = 105  # of the pairs of samples
 ENOUGH = NumberRule(f"an integer of {2 * FEWEST} or more", lambda value: isinstance(value, int) and value >= 2 * FEWEST)
@@ -111,7 +111,7 @@ def certify_binding(
         (64, True)
     """
     require(net, ExitNet, "net")
-    refuse_segmentation(net.info.task, "net: certify_binding")
+    refuse_task(net.info.task, "net: certify_binding")
     net.check_policy(policy)
     policy = replace(policy, network=net.identity())
     require_maps(net.heads, "certify_binding")

@@ -19,6 +19,10 @@ def calibrate(  # noqa: PLR0913
     max_pixel_error_drop: float | None = None,
     max_miou_drop: float | None = None,
     max_missed_area: Mapping[str | int, float] | None = None,
+    max_error_increase: float | None = None,
+    max_deviation: float | None = None,
+    max_distance: float | None = None,
+    max_rank_change: float | None = None,
     max_disagreement: float | None = None,
     max_divergence: float | None = None,
     max_cue_drop: float | None = None,
@@ -37,7 +41,8 @@ def calibrate(  # noqa: PLR0913
     """Choose per-exit thresholds on a trace.
 
     With limits on risks it returns the cheapest policy found that keeps all of them; with ``max_cost`` or ``max_ms`` alone,
-    the policy of least risk (accuracy drop, or disagreement without labels) that spends no more; with both, the cheapest
+    the policy of least risk (accuracy drop, or disagreement without labels; of numbers and vectors, distance from the final
+    exit's) that spends no more; with both, the cheapest
     that keeps all.
 
     Without ``delta`` (**empirical mode**) the limits hold on these samples; new samples lose somewhat more. With ``folds``

@@ -14,6 +14,7 @@ from torch import Tensor
 from exitlens.data.batches import Batch, count_batches, hold_samples, iterate_batches, share_bad, take_share
 from exitlens.data.sets import LazySet
 from exitlens.errors import InputError, OutputExistsError, require
+from exitlens.functional import answers
 from exitlens.functional.compact import compress
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
@@ -29,9 +30,9 @@ from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
-from exitlens.types.tasks import are_same, check_truth, find_answers, refuse_segmentation
+from exitlens.types.tasks import BY_LABELS, CONTINUOUS, are_same, check_truth, find_answers, refuse_task
 from exitlens.types.tiles import Tiles
-from exitlens.types.traces import Logits, LogitsSummary, PixelSummary, hash_rows
+from exitlens.types.traces import AnswerSummary, Logits, LogitsSummary, PixelSummary, hash_rows
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -55,6 +56,7 @@ def collect(  # noqa: PLR0913
     swapped: int = 0,
     trace_dir: str | Path | None = None,
     tiles: Tiles | None = None,
+    probes: Tensor | None = None,
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
 
@@ -75,7 +77,7 @@ def collect(  # noqa: PLR0913
         batch_size: for a ``Dataset`` and tensors; of one class a pixel at most 16, because large maps fill the memory.
         compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
             there would be more than 2^26 logits (256 MiB). Of one class a pixel a trace always keeps a
-            :class:`~exitlens.types.PixelSummary`.
+            :class:`~exitlens.types.PixelSummary`, and of numbers and vectors an :class:`~exitlens.types.AnswerSummary`.
         swapped: number of samples, such as 2000, drawn at random, of which another pass replaces everything outside the
             object by another sample's, for ``calibrate(max_cue_drop=...)``: the object is the sample's mask, if the data
             have masks, else the top 40 % of the locations by the final exit's map. They are held in memory, so the data are
@@ -86,6 +88,8 @@ def collect(  # noqa: PLR0913
         tiles: with one class a pixel, record every tile (:class:`~exitlens.types.Tiles`) as a sample, its image as the group
             unless the data name groups, for policies that :func:`exitlens.predict` applies to tiles. What exits after the
             first answer is recorded of whole images, which is the same if the halo is large enough. Maps are left out.
+        probes: where answers are vectors, ``(P,D)`` of the final exit, such as 1,000 of those that will be searched: for
+            each exit's vector the trace then has the share of its ten nearest that are the final vector's, too.
 
     Returns:
         A :class:`Trace` with the logits and, if the exits have maps, every consistency measure of docs/concepts/method.md
@@ -104,11 +108,13 @@ def collect(  # noqa: PLR0913
             raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     check_number("swapped", swapped, WHOLE)
     if swapped:
-        refuse_segmentation(net.info.task, "swapped: it")
+        refuse_task(net.info.task, "swapped: it")
         require_maps(net.heads, "swapped")
         net.input_spec.modality.check_deletion(net.input_spec)
         if isinstance(data, Iterator):
             raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
+    if probes is not None:
+        probes = _check_probes(net, probes)
     if tiles is not None:
         require(tiles, Tiles, "tiles")
         if net.info.task != "segmentation" or cost == "time":
@@ -120,13 +126,13 @@ def collect(  # noqa: PLR0913
     ranks = find_ranks()
     with ranks.together():
         folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
-        recorder = _Recorder(net, folder, compact, tiles)
+        recorder = _Recorder(net, folder, compact, tiles, probes is not None)
         source = take_share(data, batch_size, ranks, "data")
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
     first: list[Inputs] = []
-    ranks.hand_over(_observe(net, stream, first, tiles), recorder.add)
+    ranks.hand_over(_observe(net, stream, first, tiles, probes), recorder.add)
     share_bad(data, ranks)
 
     def finish() -> Trace:
@@ -141,10 +147,21 @@ def collect(  # noqa: PLR0913
     return ranks.share(finish)
 
 
+def _check_probes(net: ExitNet, probes: Tensor) -> Tensor:
+    require(probes, Tensor, "probes", "pass the labels of predictions by the final exit")
+    wide = net.info.num_classes
+    if net.info.task != "embedding" or probes.ndim != 2 or probes.shape[1] != wide or len(probes) <= answers.NEAREST:
+        wanted = f"more than {answers.NEAREST} vectors (P,{wide}) for a network that answers vectors"
+        raise InputError(f"probes: expected {wanted}, got {tuple(probes.shape)}. Fix: pass vectors of the final exit.")
+    return probes.float().to(net.device)
+
+
 class _Recorder:
     """Takes in batch after batch, and makes a trace of them."""
 
-    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None, tiles: Tiles | None) -> None:
+    def __init__(
+        self, net: ExitNet, folder: Path | None, compact: bool | None, tiles: Tiles | None, has_probes: bool
+    ) -> None:
         if folder is not None:
             if (folder / FILE).exists():
                 raise OutputExistsError(f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load) or pass another one.")
@@ -153,10 +170,10 @@ class _Recorder:
         if net.info.task != "classes":
             if compact:
                 several = net.info.task == "multilabel"
-                reason = "several labels per sample need all logits" if several else "logits of pixels are summed up"
+                reason = "several labels a sample need all logits" if several else "a summary is kept in place of logits"
                 raise InputError(f"compact: {reason}. Fix: leave it out.")
             compact = False
-        self._compact, self._is_compact = compact, bool(compact)
+        self._compact, self._is_compact, self._has_probes = compact, bool(compact), has_probes
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
         self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads) and tiles is None
@@ -167,14 +184,14 @@ class _Recorder:
         logits, labels = seen.logits, seen.labels
         if isinstance(logits, PixelSummary):
             labels = logits.confusion  # where they are counted
-        elif labels is not None:
+        elif labels is not None and not isinstance(logits, AnswerSummary):
             check_truth(labels, len(logits), logits.shape[2], self._net.info.task, "data, labels")
         if self._labels and (labels is None) != (self._labels[0] is None):
             raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
         self._labels.append(labels)
         self._ids.append(seen.groups if self._tiles is None else self._name_images(seen, len(logits), self._tiles))
         self._count, self._classes = self._count + len(logits), logits.shape[2]
-        if isinstance(logits, PixelSummary):
+        if isinstance(logits, LogitsSummary):
             self._store_parts(logits)
         else:
             self._add_logits(logits, labels)
@@ -228,6 +245,9 @@ class _Recorder:
             return PixelSummary(
                 **self._take_parts(("scores", "means", "disagreement"), ("confusion", "borders"), is_labelled)
             )
+        if self._net.info.task in CONTINUOUS:
+            given = ["overlap"] if self._has_probes else []
+            return AnswerSummary(**self._take_parts(("values", "scores", "distance", *given), ("error",), is_labelled))
         if not self._is_compact:
             return self._store.take("logits")
         parts = self._take_parts(("top", "classes", "span", "weights"), ("label",), is_labelled)
@@ -244,7 +264,7 @@ class _Recorder:
         if len({part is None for part in self._ids}) > 1:
             raise InputError("data: some batches have groups and some have none. Fix: give all of them groups, or none.")
         labels, is_dense = _join(self._labels), self._net.info.task == "segmentation"
-        has_gate = self._net.num_exits > 1 and self._has_maps and not is_dense
+        has_gate = self._net.num_exits > 1 and self._has_maps and self._net.info.task in BY_LABELS
         agreement: dict[str, Any] = {"divergence": torch.zeros(self._count, self._net.num_exits)}
         if self._has_maps:
             agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, PAIRING), progress)
@@ -282,7 +302,7 @@ def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
 class _Observed(NamedTuple):
     """The record of a batch, on the CPU."""
 
-    logits: Tensor | PixelSummary  # (B,K,C)
+    logits: Tensor | PixelSummary | AnswerSummary  # (B,K,C)
     labels: Tensor | None  # (B,); None if they are counted in the logits
     groups: Tensor | None  # (B,)
     gate_features: Tensor | None  # (B,K-1,3)
@@ -291,7 +311,9 @@ class _Observed(NamedTuple):
     size: tuple[int, ...]  # of the first input's locations
 
 
-def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs], tiles: Tiles | None) -> Iterator[_Observed]:
+def _observe(
+    net: ExitNet, stream: Iterator[Batch], first: list[Inputs], tiles: Tiles | None, probes: Tensor | None
+) -> Iterator[_Observed]:
     """Run every batch through every exit, and keep the inputs of the first in ``first``."""
     for inputs, labels, groups in stream:
         if not first:
@@ -299,18 +321,21 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs], tiles: 
         activations, features = net.check_input(inputs, "data"), None
         with net.open_engine() as engine:
             given = engine.enter(activations)
-            if net.info.task == "segmentation":
-                outputs = engine.compute_outputs(given)
-            else:
+            if net.info.task in BY_LABELS:
                 supported = engine.compute_support(given)
                 outputs, features = [out[:2] for out in supported], stack_support([support for *_, support in supported])
-        answers, attention = zip(*outputs, strict=True)
+            else:
+                outputs = engine.compute_outputs(given)
+        logits, attention = zip(*outputs, strict=True)
+        labels = None if net.info.task == "embedding" else labels
         grids = [on_common_grid(each.float(), attention[-1].float()) for each in attention]
         yield _Observed(
-            _sum_up(net, activations[0], answers, labels, tiles)
+            _sum_up_answers(net, logits, labels, probes)
+            if net.info.task in CONTINUOUS
+            else _sum_up(net, activations[0], logits, labels, tiles)
             if features is None
-            else torch.stack([logits.float() for logits in answers], 1).cpu(),
-            None if labels is None or features is None else labels.cpu(),
+            else torch.stack([each.float() for each in logits], 1).cpu(),
+            None if labels is None or net.info.task == "segmentation" else labels.cpu(),
             None if groups is None else groups.cpu(),
             features.cpu() if features is not None and features.shape[1] else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
@@ -334,6 +359,15 @@ def _sum_up(
     with torch.inference_mode():
         kept = summarise(logits, size, labels, (1, 1) if tiles is None else tiles.count(size))
     return PixelSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
+
+
+def _sum_up_answers(net: ExitNet, logits: Sequence[Tensor], labels: Tensor | None, probes: Tensor | None) -> AnswerSummary:
+    """Return what is kept of the numbers or vectors of a batch, on the CPU."""
+    if labels is not None:
+        check_truth(labels, len(logits[0]), net.info.num_classes, net.info.task, "data, labels")
+    with torch.inference_mode():
+        kept = answers.summarise(logits, net.info.task, net.info.units, labels, probes)
+    return AnswerSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:

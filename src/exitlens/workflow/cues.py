@@ -21,7 +21,7 @@ from exitlens.progress import show_progress
 from exitlens.types.cues import Cue, CueExample, Cues
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors, map_inputs
 from exitlens.types.settings import COUNT, PROPER_SHARE, check_number
-from exitlens.types.tasks import name_answers, refuse_segmentation
+from exitlens.types.tasks import name_answers, refuse_task
 
 TRIES = 50
 SCREENED, TESTED = 0.25, 12  # share of the samples that choose what is tested, and number of parts that are
@@ -73,7 +73,7 @@ def find_cues(
         (24, ())
     """
     require(net, ExitNet, "net")
-    refuse_segmentation(net.info.task, "net: find_cues")
+    refuse_task(net.info.task, "net: find_cues")
     for name, value, rule in (("samples", samples, COUNT), ("donors", donors, COUNT), ("least", least, PROPER_SHARE)):
         check_number(name, value, rule)
     check_number("delta", delta, PROPER_SHARE)

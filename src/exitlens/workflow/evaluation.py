@@ -25,13 +25,13 @@ from exitlens.functional.risk import (
     select_exits,
 )
 from exitlens.functional.routing import find_first_firing, route, score_early_exits
-from exitlens.functional.search import Cuts, find_frontier, quantise
+from exitlens.functional.search import Cuts, default_loss, find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
 from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
 from exitlens.types.settings import COUNT, DECIDED, PROPER_SHARE, check_number
 from exitlens.types.tasks import choose_score
-from exitlens.types.traces import format_ms, rate_pixels
+from exitlens.types.traces import AnswerSummary, format_ms, rate_pixels
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 
@@ -155,13 +155,52 @@ class PixelReport:
         return f"mean IoU {self.mean_iou:.3f} (exits {exits}), {more}; accuracy of pixels {_percent(self.accuracy)}{borders}"
 
 
+@dataclass(frozen=True)
+class AnswerReport:
+    """Measures for numbers and vectors, of the routed answers and of every exit's.
+
+    Attributes:
+        distance, exit_distance: mean distance from the final exit's answer: for numbers the absolute difference, in spreads
+            of the training targets; for vectors 1 - cosine.
+        mae, rmse, r2: mean absolute error and root mean squared error of numbers, in their units (of several, over all of
+            them), and R², 1 less the squared error over that of each number's mean on these samples. ``None`` without
+            targets, as for vectors.
+        exit_mae, exit_rmse, exit_r2: the same of every exit.
+        overlap, exit_overlap: mean share of a vector's ten nearest probes that are the final vector's, too; ``None`` without
+            probes.
+    """
+
+    distance: float
+    exit_distance: tuple[float, ...]
+    mae: float | None = None
+    rmse: float | None = None
+    r2: float | None = None
+    exit_mae: tuple[float, ...] | None = None
+    exit_rmse: tuple[float, ...] | None = None
+    exit_r2: tuple[float, ...] | None = None
+    overlap: float | None = None
+    exit_overlap: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        named = {
+            "mean absolute error": (self.mae, self.exit_mae),
+            "RMSE": (self.rmse, self.exit_rmse),
+            "R²": (self.r2, self.exit_r2),
+            "distance from the final exit's": (self.distance, self.exit_distance),
+            "share of the nearest probes": (self.overlap, self.exit_overlap),
+        }
+        known = [(name, value, exits) for name, (value, exits) in named.items() if value is not None and exits is not None]
+        return "; ".join(f"{name} {value:.4g} (exits {' '.join(f'{x:.4g}' for x in exits)})" for name, value, exits in known)
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """The result of :func:`evaluate`. Every accuracy is ``None`` without labels.
 
     With several labels per sample, an answer counts as right if all of its labels are (subset accuracy). With one class a
     pixel, accuracy, disagreement and the curve are means over images of the share of their pixels, and what is about whole
-    answers (overthinking, oracle, classes, calibration) is missing.
+    answers (overthinking, oracle, classes, calibration) is missing. Numbers and vectors have no accuracy either:
+    disagreement is their distance from the final exit's answer, at most 1, and ``answers`` has the rest.
 
     Attributes:
         accuracy, accuracy_drop: of the routed answers, and the final exit's accuracy minus that.
@@ -181,6 +220,7 @@ class Report:
         calibration_error: distance between confidence and accuracy, averaged over the routed answers (15 bins).
         labels: further measures for several labels per sample; else, and without labels, ``None``.
         pixels: further measures for one class a pixel; else, and without labels, ``None``.
+        answers: measures for numbers and vectors; else ``None``.
 
     Examples:
         >>> report = xl.evaluate(trace, policy)
@@ -206,6 +246,7 @@ class Report:
     cue_drop: float | None = None
     oracle: tuple[tuple[float, float], ...] = ()
     pixels: PixelReport | None = None
+    answers: AnswerReport | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """Return the classes of lowest routed accuracy, worst first; on a tie, those that lose most come first."""
@@ -227,6 +268,7 @@ class Report:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
         labels += "" if self.pixels is None else f"\n{self.pixels}"
+        labels += "" if self.answers is None else f"\n{self.answers}"
         off, drop, error = self.calibration_error, self.accuracy_drop, ""
         if off is not None:
             error = f"\ncalibration error of the routed answers: confidences are off by {_percent(off)} on average"
@@ -238,10 +280,8 @@ class Report:
         if self.cue_drop is not None:
             more = f"{abs(100 * self.cue_drop):.1f} points {'less' if self.cue_drop < 0 else 'more'} often"
             error += f"\nwith another sample's background, answers change {more} than the final exit's"
-        return (
-            f"routed: {kind}accuracy {_percent(self.accuracy)}, {change}, "
-            f"cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}{error}"
-        )
+        quality = f"{kind}accuracy {_percent(self.accuracy)}, {change}, " if self.answers is None else ""
+        return f"routed: {quality}cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}{error}"
 
     def __repr__(self) -> str:
         timed, wide = ([], []) if self.timing is None else (["ms"], [7])
@@ -269,8 +309,8 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         (64, 3)
     """
     exits = route(trace, policy)
-    labels, timing = trace.labels, trace.timing
-    correct = trace.accuracy if trace.is_labelled else None
+    labels, timing = trace.class_labels, trace.timing
+    correct = trace.accuracy if trace.has_accuracy else None
     early = score_early_exits(trace, policy)
     rows = tuple(_measure_exit(trace, policy, k, exits, correct, early) for k in range(trace.num_exits))
     return Report(
@@ -292,7 +332,25 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         cue_drop=cue_drop(trace, 1.0).mean(exits) if has_swaps(trace) else None,
         oracle=() if labels is None or correct is None else scores.find_oracle_curve(correct, trace.cost),
         pixels=_measure_pixels(trace, exits) if trace.task == "segmentation" and trace.is_labelled else None,
+        answers=_measure_answers(trace, trace.logits, exits) if isinstance(trace.logits, AnswerSummary) else None,
     )
+
+
+def _measure_answers(trace: Trace, kept: AnswerSummary, exits: Tensor) -> AnswerReport:
+    measures: dict[str, Any] = {}
+    for name, values in (("distance", kept.distance), ("overlap", kept.overlap)):
+        if values is not None:
+            measures |= {name: select_exits(values, exits).mean().item(), f"exit_{name}": tuple(values.mean(0).tolist())}
+    if trace.labels is None:
+        return AnswerReport(**measures)
+    wrong = kept.values.double() - trace.labels[:, None].double()  # (N,K,C)
+    total = (trace.labels.double() - trace.labels.double().mean(0)).square().sum(0)
+    for prefix, errors in (("", wrong[torch.arange(len(trace)), exits][:, None]), ("exit_", wrong)):
+        rows = {"mae": errors.abs().mean((0, 2)), "rmse": errors.square().mean((0, 2)).sqrt()}
+        rows["r2"] = (1 - errors.square().sum(0) / total).mean(1)
+        for name, row in rows.items():
+            measures[prefix + name] = tuple(row.tolist()) if prefix else row.item()
+    return AnswerReport(**measures)
 
 
 def _measure_pixels(trace: Trace, exits: Tensor) -> PixelReport:
@@ -385,7 +443,7 @@ def _measure_exit(
 def _find_curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     """Return cost and accuracy (or agreement with the final exit) along the frontier of this trace."""
     risk, best = disagreement(trace), 1.0
-    if trace.is_labelled:
+    if trace.has_accuracy:
         risk, best = accuracy_drop(trace), trace.accuracy[:, -1].mean().item()
     index = quantise(score_early_exits(trace, policy)).index
     return tuple((point.cost, best - point.risk) for point in find_frontier(index, risk, trace.cost))
@@ -419,10 +477,11 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     check_number("level", level, PROPER_SHARE)
     check_number("most", most, COUNT)
     _, first, second = split_trace(trace, 0.5, seed)
-    temperatures = () if trace.labels is None else scores.fit_temperatures(trace.class_logits, trace.labels, first)
+    labels = trace.class_labels
+    temperatures = () if labels is None else scores.fit_temperatures(trace.class_logits, labels, first)
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
-    risk = accuracy_drop(trace) if trace.is_labelled else disagreement(trace)
+    risk = default_loss(trace)
     vectors: dict[Cuts, None] = {}
     for mixed in [*(risk + price * trace.divergence for price in PRICES), trace.divergence]:
         vectors |= {p.cuts: None for p in find_frontier(levels.index, mixed[first], trace.cost)}
@@ -433,7 +492,7 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     exits = [find_first_firing(score_early_exits(trace, policy), policy.thresholds)[second] for policy in policies]
     measures = {"cost": trace.cost[None].expand(len(second), -1), "agreement": 1 - disagreement(trace)[second]}
     measures["divergence"] = trace.divergence[second]
-    if trace.is_labelled:
+    if trace.has_accuracy:
         measures["accuracy"] = trace.accuracy[second]
     groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[second]
     bands = {

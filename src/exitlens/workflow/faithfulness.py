@@ -30,7 +30,7 @@ from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.settings import WHOLE, check_choice, check_number
 from exitlens.types.swaps import AreaUnderCurve, Binding, CueSwap
-from exitlens.types.tasks import USUAL_SCORES, refuse_segmentation
+from exitlens.types.tasks import USUAL_SCORES, refuse_task
 
 ORACLE_BATCH = 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
@@ -144,7 +144,7 @@ def measure_faithfulness(
         (8, 3)
     """
     require(net, ExitNet, "net")
-    refuse_segmentation(net.info.task, "net: measure_faithfulness")
+    refuse_task(net.info.task, "net: measure_faithfulness")
     require_maps(net.heads, "faithfulness")
     modality = net.input_spec.modality
     grid = modality.grid if grid is None else grid

@@ -18,6 +18,7 @@ from exitlens.data.batches import count_batches, iterate_inputs
 from exitlens.data.streams import open_stream
 from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
+from exitlens.functional.answers import restore_units
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.adapting import Adaptive
 from exitlens.model.engine.auditing import Recomposing, open_router
@@ -31,7 +32,7 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import read_answers, refuse_segmentation
+from exitlens.types.tasks import CONTINUOUS, read_answers, refuse_task
 from exitlens.types.tiles import Tiles
 
 
@@ -54,8 +55,8 @@ def predict(
             collected with the same tiles.
 
     Returns:
-        Labels (a class per sample, or for every label whether the sample has it), exits, scores and probabilities, in the
-        order of ``inputs``.
+        Labels (a class per sample, or for every label whether the sample has it; numbers or vectors), exits, scores and
+        probabilities, in the order of ``inputs``.
 
     Examples:
         >>> pred = xl.predict(net, images, policy, attention=True)
@@ -98,7 +99,7 @@ def check_policy(net: ExitNet, policy: Policy | Adaptive) -> None:
     """Raise :class:`PolicyError` for a policy of another network, :class:`InputError` for a limit on maps without any."""
     net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
     if isinstance(policy, Adaptive):
-        refuse_segmentation(net.info.task, "policy: an Adaptive")
+        refuse_task(net.info.task, "policy: an Adaptive")
     if isinstance(policy, Adaptive) and policy.loss != "disagreement":
         require_maps(net.heads, f"a limit on {policy.loss}")
         if policy.loss == "binding":
@@ -120,7 +121,12 @@ def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
     trust = refused = None
     if estimates := [part.trust for part in routed if part.trust is not None]:
         trust, refused = torch.cat(estimates)[order], torch.cat([part.find_refused() for part in routed])[order]
-    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, trust, refused)
+    labels = read_answers(p, net.info.task)
+    if net.info.task == "regression":
+        labels = restore_units(labels, net.info.units)
+        labels = labels[:, 0] if net.info.num_classes == 1 else labels
+    p = p[:, :0] if net.info.task in CONTINUOUS else p
+    return Prediction(labels, exits, scores, p, maps, where, trust, refused)
 
 
 Order = Literal["input", "ready"]

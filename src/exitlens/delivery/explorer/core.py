@@ -35,7 +35,7 @@ from exitlens.types import Explanation, Policy, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.settings import ReadSettings
-from exitlens.types.tasks import USUAL_SCORES, name_answers
+from exitlens.types.tasks import USUAL_SCORES, WITH_CLASSES, name_answers, refuse_task
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
@@ -116,6 +116,7 @@ class Explorer:
         paths = [Path(path) for path in bundles]
         for name, path in zip(shorten_names(paths), paths, strict=True):
             net, policy = load(path)
+            refuse_task(net.info.task, "bundle: the explorer", WITH_CLASSES)
             if policy is None:
                 policy = Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[net.info.task])
                 first = self.runs[0].policy if self.runs else policy

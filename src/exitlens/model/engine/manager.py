@@ -27,7 +27,7 @@ from exitlens.model.process import can_keep_memory, keep_memory
 from exitlens.progress import track
 from exitlens.types import Policy, Trace
 from exitlens.types.settings import POSITIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import USUAL_SCORES, Task, are_same
+from exitlens.types.tasks import BY_LABELS, USUAL_SCORES, Task, are_same
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -341,7 +341,7 @@ class _Meter:
         forms = [Tuning(micro_batch=FEW)]
         if any(t.ndim == 4 for t in self.example):
             forms.append(replace(forms[0], channels_last=True, folded=True))
-        if precision == "float32" or policy.task == "segmentation":
+        if precision == "float32" or policy.task not in BY_LABELS:
             return forms
         halves = [replace(tuning, precision="bfloat16") for tuning in forms]
         try:

@@ -11,11 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.functional.answers import compare_with
 from exitlens.functional.pixels import resize_probabilities
 from exitlens.functional.routing import decide, needs_head
+from exitlens.functional.scores import score_of
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine, choose_asked
 from exitlens.types import Policy
+from exitlens.types.settings import CHANGE_SCORES
 
 
 class ExitBatch(NamedTuple):
@@ -155,21 +158,27 @@ class Router:
         entered = entered if k else math.inf  # samples that waited for company go on with whatever is there
         policy, is_gated = self.policy, self.policy.gate is not None
         activations = self.engine.enter(activations) if k == 0 else activations
-        refusals: Activations = ()  # with a gate, the exits that refused each sample, as bits
-        if is_gated and any(self._needed[:k]):
-            activations, refusals = activations[:-1], activations[-1:]
+        compares, is_final = policy.score in CHANGE_SCORES, k == policy.num_exits - 1
+        # with a gate, the exits that refused each sample, as bits; for a score by change, the answer of the exit before
+        carried: Activations = ()
+        if (is_gated and any(self._needed[:k])) or (compares and k and self._needed[k - 1]):
+            activations, carried = activations[:-1], activations[-1:]
         if not self._needed[k]:
-            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *refusals), since, entered)
+            carried = () if compares else carried
+            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *carried), since, entered)
             return
         asked = choose_asked(policy, self.attention)
         activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
+        if compares:
+            p = compare_with(p, p if is_final else carried[0] if carried else None, policy.task)
+            scores, activations = score_of(p, policy.score), (*activations, p)
         batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
         if is_gated:
-            refused = refusals[0] if refusals else torch.zeros_like(where)
+            refused = carried[0] if carried else torch.zeros_like(where)
             batch = batch._replace(trust=torch.ones_like(scores), refusals=refused)
-        if k == policy.num_exits - 1:
+        if is_final:
             self._let_leave(batch)
             return
         decision = decide(policy, k, p, scores, support)

@@ -16,8 +16,9 @@ import torch
 from rich.progress import Progress
 from torchvision.transforms import v2
 
-from exitlens.data.batches import read_labels, weigh_classes
+from exitlens.data.batches import read_labels, read_targets, weigh_classes
 from exitlens.errors import InputError, TrainingError, require
+from exitlens.functional.answers import measure_units
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE, VECTOR
 from exitlens.model._torch_compat import has_fast_bfloat16
@@ -29,7 +30,7 @@ from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
-from exitlens.types.tasks import refuse_segmentation
+from exitlens.types.tasks import CONTINUOUS, check_truth, refuse_task
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.callbacks import TrainingCallback, check_callbacks, tell_callbacks
 from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
@@ -46,7 +47,8 @@ class FitResult:
 
     Attributes:
         history: one row per epoch: loss terms, validation accuracy per exit (with several labels per sample also micro-F1,
-            with one class a pixel also ``miou``, which chooses the best epoch), validation CC with the final map per early
+            with one class a pixel also ``miou``, which chooses the best epoch; of numbers ``r2`` and of vectors ``cosine``
+            instead), validation CC with the final map per early
             exit, seconds.
         best_epoch, kept_epoch: the epochs (from 1) of the best ``monitor`` and of the weights that the network has.
         seconds: time spent in all epochs, those of a guide and of earlier calls included.
@@ -118,7 +120,8 @@ def fit(  # noqa: PLR0913
         train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is. If labels
             are rows ``(C,)`` of 0 and 1, the network learns to give a sample any number of labels (``info.task``).
             Labels ``(H,W)`` are the classes of an image's pixels, 255 where a pixel has none, for a network that answers
-            these; transforms move them with the image.
+            these; transforms move them with the image. Floats ``()`` or ``(C,)`` are for a network that answers numbers;
+            where it answers vectors, the inputs are enough.
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
         loss: by default ``EGTLoss()``; settings left open are chosen to suit the network
             (:meth:`~exitlens.functional.losses.EGTLoss.for_network`).
@@ -163,17 +166,23 @@ def fit(  # noqa: PLR0913
     directory, ranks = None if out_dir is None else Path(out_dir), find_ranks(ranks)
     if workers is not None:
         check_number("workers", workers, WHOLE)
+    if net.info.task == "embedding":  # the final exit's vectors must not move
+        settings = replace(settings, freeze_backbone=True)
     if settings.amp is None:
         is_vector = net.input_spec.modality.name == VECTOR.name  # perceptrons' steps take twice as long in bfloat16
         settings = replace(settings, amp=not is_vector and ranks.share(lambda: has_fast_bfloat16(net.device)))
     with use_memory_format(net, settings.channels_last), hold_memory():  # else a fifth of ResNet-18's step is page faults
         loss = _choose_loss(loss, net, settings, train)
-        _refuse_for_pixels(net, settings)
+        _refuse_for_task(net, settings)
         augmentation = _choose_augment("none" if augment is None else augment, net, train)
         moves_relevance = loss.needs_relevance and net.info.final != "keep"
         # before anything is written
         no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
         ignoring = Ignoring(settings.ignore, net, train) if settings.ignore else None
+        if net.info.task == "regression" and not net.info.units:
+            targets = read_targets(train)
+            check_truth(targets, len(targets), net.info.num_classes, "regression", "train labels")
+            net.describe(units=measure_units(targets))
         run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks)
         with ranks.together():
             net.describe(task=check_validation(net, val))
@@ -273,15 +282,15 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
     return loss
 
 
-def _refuse_for_pixels(net: ExitNet, settings: TrainingSettings) -> None:
+def _refuse_for_task(net: ExitNet, settings: TrainingSettings) -> None:
     for name, is_asked in (
         ("rely_on", settings.rely_on == "map"),
         ("ignore", bool(settings.ignore)),
         ("balanced", settings.balanced),
-        ("cache_features", settings.cache_features is True),
+        ("cache_features", settings.cache_features is True and net.info.task not in CONTINUOUS),
     ):
         if is_asked:
-            refuse_segmentation(net.info.task, f"{name}: it")
+            refuse_task(net.info.task, f"{name}: it")
 
 
 def _choose_augment(augment: Augment | str, net: ExitNet, train: Any) -> Augment | None:

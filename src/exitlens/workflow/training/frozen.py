@@ -29,8 +29,9 @@ from exitlens.model.network import ExitNet, Observation
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import print_line
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
+from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, set_channels_last
 from exitlens.types.settings import TrainingSettings
+from exitlens.types.tasks import Task
 from exitlens.workflow.training.optimizer import enter_training_mode, use_half_precision
 
 RELEVANCE = "relevance"  # its name among the features
@@ -205,11 +206,13 @@ class FrozenFeatures(NamedTuple):
     val: FeatureLoader | None  # None if validation data may differ in every epoch: then the whole network reads them
 
 
-def require_labels(labels: Tensor | None, name: str) -> Tensor:
-    """Return the labels of a batch; raise :class:`InputError` if it has none."""
-    if labels is None:
+def require_labels(batch: Batch, name: str, task: Task = "classes") -> Tensor:
+    """Return the labels of a batch; raise :class:`InputError` if it has none. Vectors need none: empty rows."""
+    if task == "embedding":
+        return torch.empty(count_rows(batch.inputs), 0, device=list_tensors(batch.inputs)[0].device)
+    if batch.labels is None:
         raise InputError(f"{name}: expected batches of (images, labels), got images only")
-    return labels
+    return batch.labels
 
 
 def keep_features(
@@ -234,8 +237,9 @@ def keep_features(
         batch_size = settings.batch_size if training else max(settings.batch_size, 64)
         columns, labels, count = dict[str, Tensor](), list[Tensor](), 0
         task = bar.add_task(f"features of {name}", total=count_batches(data, batch_size))
-        for inputs, target, _ in iterate_batches(data, batch_size, net.device, workers, name):
-            labels.append(require_labels(target, name).cpu())
+        for batch in iterate_batches(data, batch_size, net.device, workers, name):
+            inputs = batch.inputs
+            labels.append(require_labels(batch, name, net.info.task).cpu())
             net.check_input(inputs, name)
             if training and settings.channels_last:
                 inputs = map_inputs(inputs, set_channels_last)

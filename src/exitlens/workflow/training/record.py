@@ -27,6 +27,7 @@ from exitlens.workflow.training.optimizer import WeightAverage, dump_slots, load
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 GUIDE = "guide"  # directory of the guide's own run, in that of the run that it guides
+QUALITIES = {"miou": "mean IoU", "accuracy": "accuracy", "r2": "R²", "cosine": "cosine"}  # the first in a row is monitored
 LAUNCH = "launch"  # file that names the torchrun to which the run belongs
 FREE = ("cache_features", "keep", "share_cores")  # settings that may change from one call to the next
 PYTHON_ONLY = ("amp", "channels_last", "weight_decay")  # settings without an option on the command line
@@ -153,16 +154,22 @@ def load_checkpoint(
 
 
 def format_epoch(row: dict[str, Any], epochs: int) -> str:
-    """Return a line about an epoch: loss, validation accuracy of every exit, attention CC of the early exits."""
-    accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
+    """Return a line about an epoch: loss, validation accuracy (or the like) of every exit, CC of the early exits' maps."""
+    accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"]) if "accuracy" in row else ""
+    accuracy = f" | val accuracy {accuracy}" if accuracy else ""
     cc = " ".join(f"{c:.2f}" for c in row["cc"])
     agreement = f" | map CC with final {cc}" if cc else ""
     labels = "".join(
         f" | {title} {' '.join(f'{value:.3f}' for value in row[name])}"
-        for name, title in (("f1", "micro-F1"), ("miou", "mean IoU"))
-        if name in row
+        for name, title in {"f1": "micro-F1", **QUALITIES}.items()
+        if name in row and name != "accuracy"
     )
-    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{labels}{agreement}"
+    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f}{accuracy}{labels}{agreement}"
+
+
+def find_quality(row: Mapping[str, Any]) -> list[float]:
+    """Return what says how good every exit was in an epoch, larger is better."""
+    return next(row[name] for name in QUALITIES if name in row)
 
 
 def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -179,6 +186,6 @@ def flatten_row(row: dict[str, Any]) -> dict[str, float]:
     """Return an epoch as named numbers: ``loss_total``, ``accuracy_exit0``, ``cc_exit0`` and so on."""
     flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
     flat |= {f"loss_{name}": value for name, value in row["loss"].items()} | {"val_loss": row["val_loss"]}
-    for name in ("accuracy", "f1", "miou", "cc"):
+    for name in ("accuracy", "f1", "miou", "r2", "cosine", "cc"):
         flat |= {f"{name}_exit{k}": value for k, value in enumerate(row.get(name, ()))}
     return flat

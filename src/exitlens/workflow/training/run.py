@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from exitlens.data import batches
 from exitlens.data.batches import Loader, as_batch, iterate_batches
 from exitlens.errors import InputError, TrainingError
+from exitlens.functional.answers import rate_answers
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid, pearson
 from exitlens.functional.pixels import count_confusion, measure_mean_iou
@@ -33,7 +34,7 @@ from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
 from exitlens.types.settings import TrainingSettings
-from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
+from exitlens.types.tasks import CONTINUOUS, Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.types.traces import rate_pixels
 from exitlens.workflow.training import distributed, optimizer, record
 from exitlens.workflow.training.augmentation import Augmentation
@@ -98,7 +99,7 @@ class TrainingRun:
             losses = [row["val_loss"] for row in self.history]
             values = [-loss if math.isfinite(loss) else -math.inf for loss in losses]
         else:
-            rows = [row.get("miou", row["accuracy"]) for row in self.history]
+            rows = list(map(record.find_quality, self.history))
             values = [sum(row) if monitor == "accuracy" else row[-1] for row in rows]
         return values.index(max(values)) + 1 if values else 0
 
@@ -231,10 +232,11 @@ class TrainingRun:
             plan = batches.plan_epoch(train, self.settings.batch_size, seed, self.settings.balanced, self.ranks)
             masks = (objects[part] for part in plan)
         for batch, mask in zip(loader, masks, strict=False):
-            inputs, labels, _ = as_batch(batch, self.net.device, "train")
-            labels = require_labels(labels, "train")
-            if type(self.loss) is EGTLoss:  # users' own losses may take other labels
-                check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
+            given, info = as_batch(batch, self.net.device, "train"), self.net.info
+            inputs, labels = given.inputs, require_labels(given, "train", info.task)
+            if type(self.loss) is EGTLoss and info.task != "embedding":  # users' own losses may take other labels
+                check_truth(labels, len(labels), info.num_classes, info.task)
+            labels = info.read_targets(labels)
             if self.ignoring is not None:
                 inputs = self.ignoring.exchange(inputs, mask)
             strength, is_whole = 0.0, None
@@ -273,7 +275,9 @@ class TrainingRun:
 
         ``accuracy`` and ``cc`` (correlation with the final exit's map) are lists by exit; with several labels per sample,
         ``accuracy`` is subset accuracy and ``f1`` the micro-F1; with one class a pixel it is the share of pixels, and
-        ``miou`` the mean IoU over classes. ``val_loss`` is the loss's classification term.
+        ``miou`` the mean IoU over classes. Numbers have ``r2`` in place of ``accuracy``, 1 less the mean squared error in
+        spreads of the training targets, and vectors ``cosine``, the mean with the final exit's. ``val_loss`` is the loss's
+        classification term.
         """
         net: ExitNet | CachedHeads = self.net
         if self.frozen is not None and self.frozen.val is not None:
@@ -288,29 +292,35 @@ class TrainingRun:
         with self.ranks.together(), switch_mode(net, False), torch.no_grad():
             val = batches.take_share(val, batch_size, self.ranks, "val")
             bar.reset(bar_task, total=batches.count_batches(val, batch_size))
-            for inputs, target, _ in iterate_batches(val, batch_size, net.device, self.workers, "val"):
-                labels = require_labels(target, "val")
+            for batch in iterate_batches(val, batch_size, net.device, self.workers, "val"):
+                inputs, labels = batch.inputs, require_labels(batch, "val", self.net.info.task)
                 net.check_input(inputs, "val")
                 outputs: Sequence[ExitOutput] = net(inputs)
                 task = check_task(labels, count_rows(inputs), self.net.info)
+                labels = self.net.info.read_targets(labels)
                 count += len(labels)
                 total += self.loss.classify(outputs, labels).item() * len(labels)
                 for k, out in enumerate(outputs):
+                    if k < len(cc):
+                        cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
                     answers = find_answers(out.logits, task)
+                    if task in CONTINUOUS:
+                        target = labels if task == "regression" else find_answers(outputs[-1].logits, task)
+                        correct[k] += rate_answers(out.logits, target, task).cpu()
+                        continue
                     if len(confusion):
                         confusion[k] += count_confusion(answers, labels, len(confusion[k])).sum(0).cpu()
                     correct[k] += are_same(answers, labels, task).sum().cpu()
                     if task == "multilabel":
                         hits[k] += (answers & labels.bool()).sum().cpu()
                         marks[k] += answers.sum().cpu() + labels.sum().cpu()
-                    if k < len(cc):
-                        cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
                 SHARED_CORES.adapt()
                 bar.advance(bar_task)
         self.ranks.add([correct, cc, total, count, hits, marks, *([confusion] if len(confusion) else [])])
         if not count:
             raise InputError("val: expected at least one batch, got none")
-        row = {"accuracy": (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
+        quality = {"regression": "r2", "embedding": "cosine"}.get(self.net.info.task, "accuracy")
+        row = {quality: (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
         if len(confusion):
             row |= {"accuracy": rate_pixels(confusion).tolist(), "miou": measure_mean_iou(confusion).tolist()}
         return row | {"f1": (2 * hits / marks.clamp_min(1)).tolist()} if marks.any() else row
@@ -410,13 +420,17 @@ def check_validation(net: ExitNet, val: Any) -> Task:
         first = next((batch for batch in iterate_batches(val, 1, net.device, 0, "val") if count_rows(batch.inputs)), None)
     if first is None:
         raise InputError("val: expected at least one batch, got none")
-    labels = require_labels(first.labels, "val")
+    labels = require_labels(first, "val", net.info.task)
     net.check_input(first.inputs, "val")
     return check_task(labels, count_rows(first.inputs), net.info)
 
 
 def check_task(labels: Tensor, count: int, info: NetworkInfo) -> Task:
     """Return the task that the labels imply; raise :class:`InputError` where the network cannot be trained for it."""
+    if info.task in CONTINUOUS:
+        if info.task == "regression":
+            check_truth(labels, count, info.num_classes, info.task, "val labels")
+        return info.task
     given = task_of_labels(labels)
     check_truth(labels, count, info.num_classes, info.task if "segmentation" in (given, info.task) else None, "val labels")
     return given
