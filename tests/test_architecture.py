@@ -41,6 +41,7 @@ def rooms_of(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.slow
 def test_a_file_states_its_purpose_and_imports_from_below(path):
     own = [part.removesuffix(".py") for part in path.relative_to(SOURCE).parts]
     assert ast.get_docstring(parse(path))

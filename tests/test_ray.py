@@ -74,6 +74,7 @@ def test_cells_of_every_kind_give_the_answers_of_predict(bundle, folder):
         assert set(answers["error"]) == {""}
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_read(bundle, folder, tmp_path):
     files = list_images(folder)[:3]
     (tmp_path / "bad.png").write_bytes(b"no image")

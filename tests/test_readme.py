@@ -74,6 +74,7 @@ def readme(tmp_path_factory) -> tuple[dict[str, Any], str, Path]:
     return space, run(code, "README.md", space, folder), folder
 
 
+@pytest.mark.slow
 def test_the_readme_is_one_screen_and_runs(readme):
     _, printed, folder = readme
     assert len(README.read_text().splitlines()) <= 110
@@ -110,6 +111,7 @@ def test_the_flow_in_the_package_docstring_runs(readme, tmp_path):
 
 
 @each_page
+@pytest.mark.slow
 def test_commands_in_blocks_parse(page):
     for line in read_lines(page):
         program, *words = shlex.split(line, comments=True) or [""]

@@ -24,6 +24,7 @@ from tests.data.conftest import write_tar
 from tests.hub import open_hub
 
 
+@pytest.mark.slow
 def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
     words = ("predict", "--bundle", trained, "--data")
     found = call.json(*words, folder, "--out", tmp_path / "p.csv")
@@ -544,6 +545,7 @@ def test_inspect_marks_what_cost_and_time_would_choose(call):
     assert "layer2" in shown
 
 
+@pytest.mark.slow
 def test_bench_as_a_table_and_as_a_file(trained, tmp_path, call):
     words = ("bench", "--bundle", trained, "--samples", "4", *QUICK, "--batch-sizes", "3,4", "--threads", "1")
     shown = call.ok(*words, "--out", tmp_path / "bench.json")

@@ -42,6 +42,7 @@ VERBS = [
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.slow
 def test_help_shows_an_example(verb, call):
     out = call.ok(verb, "--help")
     assert "Example:" in out

@@ -360,6 +360,7 @@ def test_two_runs_in_one_report(trained, folder, tmp_path, call, monkeypatch):
     assert "exists" in call.error("report", trained, "--out", page)
 
 
+@pytest.mark.slow
 def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call.ok("evaluate", "--bundle", again, "--data", folder)
     assert "routed" in shown

@@ -14,6 +14,7 @@ def reviews() -> TextSet:
     return make_reviews(2000, shop_agreement=0.8, seed=3)
 
 
+@pytest.mark.slow
 def test_reviews_are_repeatable_and_differ_by_seed(reviews):
     again, other = (make_reviews(2000, shop_agreement=0.8, seed=seed) for seed in (3, 4))
     assert again.texts == reviews.texts
@@ -83,6 +84,7 @@ def test_two_agreements_show_the_same_reviews_from_other_shops(reviews):
     assert 400 < changed.sum() < 800  # about 30 % of 2000
 
 
+@pytest.mark.slow
 def test_reviews_that_are_cut(reviews):
     data = make_reviews(2000, shop_agreement=0.8, seed=3, length=12)
     assert data.texts == reviews.texts

@@ -297,6 +297,7 @@ def test_columns_of_0_and_1_in_a_table(hf, tmp_path):
 
 
 @pytest.mark.parametrize("named", [True, False])
+@pytest.mark.slow
 def test_lists_in_a_table(hf, tmp_path, named):
     inner = hf.ClassLabel(names=list(TAGS)) if named else hf.Value("string")
     kind = getattr(hf, "List", hf.Sequence)

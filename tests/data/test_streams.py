@@ -80,6 +80,7 @@ def test_bad_files_are_left_out_or_end_the_stream_after_those_before(flat, skip_
         list(xl.data.ImageStream([files[2]], PREPROCESS, 4))
 
 
+@pytest.mark.slow
 def test_chosen_rows_come_with_their_groups(flat, tokens):
     names = [str(path) for path in list_images(flat)]
     (flat / "4.png").write_text("not an image")

@@ -57,6 +57,7 @@ def test_compare_takes_turns_and_gives_the_ratio():
     assert speed["low"] <= speed["speedup"] <= speed["high"]
 
 
+@pytest.mark.slow
 def test_a_bench_has_every_contender_with_figures():
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=4, folded=True)

@@ -47,6 +47,7 @@ def test_it_says_what_is_promised_and_what_is_not(net, certified, tmp_path):
     assert 'xl.load("hf://USER/NAME", backbone=module)' in rest
 
 
+@pytest.mark.slow
 def test_it_names_the_architecture_of_a_transformers_model(tmp_path):
     card = read(xl.save(make_text_net(), None, tmp_path / "b", card=True))
     assert "- **Network:** the architecture bert of transformers, with early exits after" in card.text

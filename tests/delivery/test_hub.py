@@ -42,6 +42,7 @@ def load(address="hf://user/name"):
     return xl.load(address, backbone=TinyNet())
 
 
+@pytest.mark.slow
 def test_answers_are_bit_equal_after_the_round_trip(hub, written, images):
     address = xl.push_to_hub(written, "user/name")
     assert address == f"hf://user/name@{hub.commits['user/name'][-1][0]}"
@@ -108,6 +109,7 @@ def test_paths_are_left_alone(tmp_path):
     assert fetch_bundle(tmp_path) == refuse_address(tmp_path) == tmp_path
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_loses_nothing(pushed, written, tmp_path, images, monkeypatch):
     before = load()[0](images)[-1].logits
     newer = xl.save(make_net("keep"), POLICY, tmp_path / "newer")

@@ -99,6 +99,7 @@ def test_the_folder_is_found_by_the_bundle_or_where_there_is_one(kept):
         find_journal(Path(folder / "nothing"))
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_day(kept, tmp_path):
     log = read_log(find_journal(kept[0]))
     course = summarize_course(log, {"default": xl.Policy((0.6, 0.6))}, COST.tolist())

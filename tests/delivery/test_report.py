@@ -64,6 +64,7 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     subjects = [make_subject(name, tiny_set, faithful=True) for name in ("with <EGT>", "without")[: 1 + pair]]
     rivals = [Contender(name, name, 0.9, (0.5, -1.0, 2.0), 2.0, (1.0,) * 3, 0.8, 0.7) for name in ("with exits", "plain")]
@@ -208,6 +209,7 @@ def test_a_damaged_record_is_named(tiny_set, tmp_path):
         describe_provenance([path], tiny_set, ["x"])
 
 
+@pytest.mark.slow
 def test_three_sentences_with_links_to_their_terms(tiny_set):
     subjects = [make_subject(name, tiny_set, faithful=True) for name in ("one", "other")]
     saving, agreement, faithful = summarize(subjects, "test", {"batch size 1": {"speedup": 2.5}}, plain_accuracy=0.5)

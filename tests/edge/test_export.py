@@ -235,6 +235,7 @@ def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path,
 
 
 @pytest.mark.parametrize("limits", [(0.5, 0.6), (0.0, 0.0), (math.inf, 0.5), (math.inf, math.inf)])
+@pytest.mark.slow
 def test_openvino_answers_the_same(cascades, limits):
     pytest.importorskip("openvino")
     net, paths = cascades

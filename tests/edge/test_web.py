@@ -58,6 +58,7 @@ def test_the_folder_has_page_network_and_examples(fake, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
     net, policy = describe(make_net()), xl.Policy((0.8, 0.8))
     (fake / "ort.wasm.min.js").write_text("another version")

@@ -274,6 +274,7 @@ def grouped(n: int = 3000, size: int = 5, **values) -> xl.Trace:
         pytest.param({"max_class_accuracy_drop": 0.05}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_groups_of_one_sample_change_nothing(limits):
     trace = good_trace()
     ids = torch.randperm(len(trace), generator=torch.Generator().manual_seed(1))

@@ -101,6 +101,7 @@ def test_independent_samples_are_not_suspected(n, order):
 
 
 @pytest.mark.parametrize(("count", "size"), [(41, 25), (100, 5), (1000, 2), pytest.param(3000, 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_families_are(count, size):
     trace = families(count, size)
     found = groups.measure_likeness(trace)

@@ -140,6 +140,7 @@ def test_groups_stay_together():
     assert xl.calibrate(trace, max_accuracy_drop=0.05, folds=5).calibration.request.folds == 5
 
 
+@pytest.mark.slow
 def test_every_class_within_a_cost():
     trace = random_trace(300)
     record = xl.calibrate(trace, max_class_accuracy_drop=0.1, max_cost=0.9, folds=4).calibration

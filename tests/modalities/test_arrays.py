@@ -29,6 +29,7 @@ def encode(values):
 
 
 @given(arrays.arrays(st.sampled_from(["<f4", ">f8", "i2", "u1", "?"]), arrays.array_shapes(max_dims=4, max_side=4)))
+@pytest.mark.slow
 def test_numbers_are_those_that_numpy_loads(tmp_path_factory, values):
     path = write(tmp_path_factory.mktemp("npy") / "x.npy", encode(values))
     assert read_shape(path, "x") == values.shape

@@ -75,6 +75,7 @@ PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(("at", "exit"), PLACES)
+@pytest.mark.slow
 def test_gradients_are_those_of_captum(net, images, at, exit):
     from captum.attr import IntegratedGradients, LayerGradientXActivation  # here: every worker imports what stands above
 

@@ -63,6 +63,7 @@ def test_logits_are_the_members_own(net, pair):
     assert net.cost.tolist() == pytest.approx([first / plain, first / plain + 1])
 
 
+@pytest.mark.slow
 def test_members_keep_their_mode():
     small, large = make_members()
     members = [xl.attach(member, [], 4, IMAGES[:1], final="keep") for member in (small, large)]
@@ -117,6 +118,7 @@ def test_classes_are_matched_by_name(pair):
         xl.cascade(nets)
 
 
+@pytest.mark.slow
 def test_exits_of_members_are_exits_of_the_cascade(pair):
     inner = xl.attach(pair[1], ["a", "b"], 4, IMAGES[:1], head="context").eval()
     net = xl.cascade([pair[0], inner], IMAGES[:1])

@@ -63,6 +63,7 @@ QUICK = ("convolutions", "recurrent", "squares, class", "channels last", "volume
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
+@pytest.mark.slow
 def test_a_kind_is_told_and_its_exits_work(name):
     make, at, example, layout, sizes, channels_last = CASES[name]
     torch.manual_seed(0)
@@ -83,6 +84,7 @@ def test_a_kind_is_told_and_its_exits_work(name):
 
 
 @pytest.mark.parametrize("name", ["convolutions", "recurrent", "class token", "volume", "feature tokens", "several"])
+@pytest.mark.slow
 def test_context_heads_of_each_kind(name):
     make, at, example, *_ = CASES[name]
     net = xl.attach(make().eval(), at, 3, example, head="context").eval()

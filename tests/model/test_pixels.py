@@ -163,6 +163,7 @@ def test_each_row_is_answered_alone():
         ({"backbone": TinyUNet(), "at": ["up1"]}, "AttachError", "'up1' is where the final exit already answers"),
     ],
 )
+@pytest.mark.slow
 def test_refused_with_the_reason(options, error, message):
     values = {
         "at": ["bottom"] if isinstance(options["backbone"], TinyUNet) else ["a"],

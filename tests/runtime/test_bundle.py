@@ -99,6 +99,7 @@ OTHER = xl.Policy((0.0, 0.0)).to_dict()
         (OTHER | {"thresholds": [0.5, math.nan]}, "thresholds that are numbers"),
     ],
 )
+@pytest.mark.slow
 def test_policies_that_do_not_fit(edge, values, message):
     with pytest.raises(er.PolicyError, match=message):
         er.load(edge, policy=values)

@@ -66,6 +66,7 @@ def test_reasons_of_a_gate(opened):
 
 
 @pytest.mark.parametrize("gate", [None, xl.types.Gate(((0.1,) * 5,) * 2, (0.5, math.inf))])
+@pytest.mark.slow
 def test_the_promise_of_binding_travels_with_its_very_policy(opened, gate):
     policy = xl.Policy((0.3, math.inf), gate=gate)
     binding = xl.types.BindingCertificate(

@@ -112,6 +112,7 @@ def test_every_field_is_documented_by_one_entry():
         {"max_disagreement": 0.2, "temperatures": Temperatures((1.5, 0.7, 1.1), (SampleSketch("ab", ("00", "11")),))},
     ],
 )
+@pytest.mark.slow
 def test_a_request_is_recorded_verbatim_and_repeated(given):
     trace, request = timed_trace(300), xl.CalibrationRequest(**given)
     policy = xl.calibrate(trace, **given)

@@ -39,6 +39,7 @@ def find_page(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_public_name_has_one_entry_and_an_example(name):
     page = find_page(name)
     short = name.rpartition(".")[2]

@@ -278,6 +278,7 @@ def test_groups_come_along_behind_loaders_and_subsets():
         assert xl.certify_binding(make_net(), source, xl.Policy.never(3)).binding.groups == 32
 
 
+@pytest.mark.slow
 def test_bad_files_move_no_swaps(tmp_path):
     data = make_tiny_set(60)
     for i, (image, label) in enumerate(zip(data.images, data.labels.sort().values, strict=True)):

@@ -13,6 +13,7 @@ from tests.conftest import make_timing, random_trace, timed_trace
 
 @pytest.mark.parametrize("score", ["max_probability", "entropy", "margin"])
 @pytest.mark.parametrize("limit", [0.0, 0.01, 0.05])
+@pytest.mark.slow
 def test_the_limit_holds_on_the_trace_and_saves(score, limit):
     trace = random_trace(1000)
     before = trace.logits.clone()
@@ -84,6 +85,7 @@ def spend(trace, policy):
 
 
 @pytest.mark.parametrize(("budget", "limits"), [("max_cost", (0.2, 0.4, 0.7, 1.0)), ("max_ms", (2, 4, 6, 11))])
+@pytest.mark.slow
 def test_the_mean_is_within_the_budget_and_more_of_it_is_more_accuracy(budget, limits):
     trace = timed_trace(1000)
     policies = [xl.calibrate(trace, **{budget: limit}) for limit in limits]
@@ -147,6 +149,7 @@ def test_a_refined_policy_keeps_a_limit_that_a_coarse_frontier_misses():
 
 
 @pytest.mark.parametrize(("options", "test"), [({}, "betting"), ({"percentile": 90}, "binomial")])
+@pytest.mark.slow
 def test_a_certificate_promises_the_time(options, test):
     trace = timed_trace(1500)
     policy = xl.calibrate(trace, max_ms=5, delta=0.1, **options)
@@ -167,6 +170,7 @@ def test_a_certificate_promises_the_time(options, test):
     assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 
 
+@pytest.mark.slow
 def test_a_certificate_promises_both():
     trace = timed_trace(1500)
     policy = xl.calibrate(trace, max_ms=5, percentile=60, max_accuracy_drop=0.15, delta=0.1)

@@ -254,6 +254,7 @@ def test_compact_and_whole_traces_give_equal_policies_and_reports():
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("score", ["max_probability", "entropy", "margin"])
+@pytest.mark.slow
 def test_a_compact_trace_is_routed_as_the_network_routes(score, gated, temperature):
     net, images, labels = make_hundred_classes()
     compact = xl.collect(net, [(images, labels)], compact=True)

@@ -131,6 +131,7 @@ def test_a_corner_is_found_and_drawn(tmp_path):
         write_cues(result, net, tmp_path / "cues.html")
 
 
+@pytest.mark.slow
 def test_what_an_exit_follows_to_no_class_is_no_cue():
     net, data = make_pictures("corner", agreement=0.5)
     assert xl.find_cues(net, data, samples=COUNT).cues == ()
@@ -165,6 +166,7 @@ def test_words_of_a_single_class_cannot_be_swapped():
 
 
 @pytest.mark.parametrize("make", [make_pictures, make_series, make_reviews])
+@pytest.mark.slow
 def test_without_a_cue_nothing_is_reported(make):
     net, data = make("the class")
     result = xl.find_cues(net, data, samples=COUNT)

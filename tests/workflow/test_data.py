@@ -40,6 +40,7 @@ VERBS = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.slow
 def test_every_verb_takes_every_kind_of_data(tiny_set, verb):
     net, data = make_net(), tiny_set.first(20)
     expected, *others = (VERBS[verb](net, source(data)) for source in SOURCES.values())

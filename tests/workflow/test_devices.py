@@ -54,6 +54,7 @@ def test_tensors_of_two_devices_do_not_mix():
         (find, lambda: make_reviews("cue")),
     ],
 )
+@pytest.mark.slow
 def test_a_network_off_the_cpu_gives_the_same(verb, make):
     results = []
     for device in (None, Elsewhere()):

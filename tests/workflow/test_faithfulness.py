@@ -14,6 +14,7 @@ from exitlens.workflow.faithfulness import FRACTIONS
 from tests.conftest import make_net
 
 
+@pytest.mark.slow
 def test_measures_by_exit(net, tiny_set):
     net.train()
     result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4), oracle_samples=4)
@@ -178,6 +179,7 @@ def test_relevance_and_evidence_are_judged_as_attention_is(one_cell):
     assert len(evidence.cascade_cc[0]) == 2
 
 
+@pytest.mark.slow
 def test_areas_are_means_of_curves_over_shares_of_cells(monkeypatch):
     """Every point by itself, and the trapezoids between them by hand."""
     net, data = make_bright_cell(1.0)

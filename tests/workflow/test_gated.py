@@ -117,6 +117,7 @@ def test_explanations_know_the_gate(made):
     json.dumps(stopped.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_calibrate_fits_a_gate_that_saves():
     trace = trace_with_gate_features(2000)
     for limit, options in ((0.05, {}), (0.1, {"delta": 0.1})):

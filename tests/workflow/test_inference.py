@@ -155,6 +155,7 @@ def split(size: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("size", [1, 7, 200])
 @pytest.mark.parametrize("micro_batch", [0, 1, 8])
+@pytest.mark.slow
 def test_in_order_one_prediction_for_every_batch(size, micro_batch):
     assert WHOLE.exits.bincount(minlength=3).min() > 5
     net = make_net()
@@ -184,6 +185,7 @@ def test_ready_order(size):
 
 
 @pytest.mark.parametrize("size", [1, 16])
+@pytest.mark.slow
 def test_loaders_and_data_sets_with_labels_and_names(size):
     data, named = TensorDataset(PART, torch.zeros(101)), [(batch, ["x.png"] * len(batch)) for batch in split(size)]
     loader = DataLoader(TensorDataset(PART), size)

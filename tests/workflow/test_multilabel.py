@@ -147,6 +147,7 @@ def test_limits_of_other_kinds(trace):
     assert xl.calibrate(trace, max_accuracy_drop=0.05, folds=3).calibration.held_out is not None
 
 
+@pytest.mark.slow
 def test_requests_that_cannot_be_met(trace):
     with pytest.raises(xl.errors.InputError, match=r"score: expected one of .*decided.* for several labels"):
         xl.calibrate(trace, max_accuracy_drop=0.1, score="margin")

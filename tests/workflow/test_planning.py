@@ -70,6 +70,7 @@ def test_swaps_of_copies_are_apart():
     assert sample.swaps["unit"].tolist() == [0, 0, 1, 1, -1]
 
 
+@pytest.mark.slow
 def test_the_trace_is_not_spent():
     trace = random_trace(60)
     xl.plan_samples(REQUEST, trace, draws=1)
@@ -87,6 +88,7 @@ def test_needed_is_read_off_a_rising_line():
 
 
 @pytest.mark.parametrize("limit", [0.02, 0.1])
+@pytest.mark.slow
 def test_without_a_trace_disagreement_by_the_binomial(limit):
     plan = xl.plan_samples(xl.CalibrationRequest(max_disagreement=limit, delta=0.1))
     for case in plan.cases:
@@ -133,6 +135,7 @@ def test_nothing_to_plan_without_early_exits():
         xl.plan_samples(REQUEST, random_trace(50, k=1))
 
 
+@pytest.mark.slow
 def test_few_samples_and_limits_that_nobody_can_show():
     assert "The 5 samples at hand are too few for any." in str(xl.plan_samples(REQUEST, random_trace(5), draws=1))
     assert str(xl.plan_samples(xl.CalibrationRequest(max_accuracy_drop=1e-7, delta=0.1))).startswith(

@@ -25,6 +25,7 @@ def save_small(folder: Path, classes: tuple[str, str]) -> Path:
     return xl.save(net, None, folder / "bundle").parent
 
 
+@pytest.mark.slow
 def test_an_answer_is_that_of_explain(explorer):
     run, picture = explorer.runs[0], noise()
     answer = explorer.answer(0, picture)
@@ -227,6 +228,7 @@ def test_two_that_scale_differently_are_not_compared(bundle):
         Explorer([bundle / "bundle", bundle / "other"])
 
 
+@pytest.mark.slow
 def test_relevance_is_shown_of_the_run_that_has_it(tmp_path):
     dense = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32), task="segmentation").eval()
     dense.describe(source="small", classes=("a", "b"), preprocess=xl.data.Preprocess((32, 32)))

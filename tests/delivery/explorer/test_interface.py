@@ -59,6 +59,7 @@ PNG = "data:image/png;base64,"
 
 
 @pytest.mark.parametrize("strokes", ["x", PNG, f"{PNG}!!!", "data:text/html;base64,PHA+", PNG + "A" * 5_000_000])
+@pytest.mark.slow
 def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
     with pytest.raises(xl.errors.DataError, match="strokes"):
         _decode_strokes(strokes)

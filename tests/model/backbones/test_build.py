@@ -212,6 +212,7 @@ def test_damaged_configuration(tmp_path, text):
         xl.build_backbone(f"hf:{tmp_path}", 3)
 
 
+@pytest.mark.slow
 def test_only_what_can_be_built_again_has_a_configuration():
     from transformers import BertConfig, BertModel
 
@@ -275,6 +276,7 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
         ("resnet18.a1_in1k", IMAGENET),
     ],
 )
+@pytest.mark.slow
 def test_timm_has_it_in_the_configuration_of_its_weights(name, expected):
     pytest.importorskip("timm")
     found = read_normalisation(f"timm:{name}")

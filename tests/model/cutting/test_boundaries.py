@@ -50,6 +50,7 @@ WAYS = {
         *(pytest.param("conv", way, True, marks=pytest.mark.slow) for way in WAYS),
     ],
 )
+@pytest.mark.slow
 def test_the_axis_of_channels_follows_the_way(layer, way, export):
     lay_out, swaps = WAYS[way]
     count = 6 * (7 if layer == "conv" else 5)

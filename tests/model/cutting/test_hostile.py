@@ -243,6 +243,7 @@ def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
         (Net(returns=lambda logits, x: (x, logits)), ["stem"]),
     ],
 )
+@pytest.mark.slow
 def test_the_cuts_that_work_there(network, at):
     assert attach(network, at, "head")(X)[0].logits.shape[:2] == (6, 5)
 

@@ -92,6 +92,7 @@ def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw()
     xl.EGTLoss()(net(x), torch.tensor([0, 1])).total.backward()
 
 
+@pytest.mark.slow
 def test_changes_through_views_reach_neither_the_head_nor_the_callers_input():
     def forward(net, x):
         x.view(-1).add_(1.0)

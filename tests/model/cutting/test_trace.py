@@ -27,6 +27,7 @@ class OnValues(TinyNet):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+@pytest.mark.slow
 def test_torch_fx_comes_first_and_torch_export_second():
     on_shapes = make_network(lambda n, x: TinyNet.forward(n, x if x.shape[2] > 1 else x * 2), TinyNet)
     assert not trace(TinyNet(), False, X).exported
@@ -170,6 +171,7 @@ def test_a_buffer_that_the_forward_changes():
 
 
 @pytest.mark.parametrize("at", [["norm", "b"], *(pytest.param(at, marks=pytest.mark.slow) for at in (["norm"], ["b"]))])
+@pytest.mark.slow
 def test_control_flow_on_shapes(at):
     network, x = Stubborn(), torch.randn(5, 3, 10, 10)
     pieces = split(network, at, x[:1])

@@ -192,6 +192,7 @@ def test_a_stream_that_changes_keeps_the_limit_where_a_fixed_policy_breaks_it():
     assert cost[-5000:].mean() < 0.45  # and again after it
 
 
+@pytest.mark.slow
 def test_equal_seeds_toss_equal_coins_and_others_do_not():
     trace = stream([(3000, 0.6)])
     first, second, third = (make(seed=seed, audit=0.3).replay(trace) for seed in (1, 1, None))

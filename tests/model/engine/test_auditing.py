@@ -122,6 +122,7 @@ def watch(thresholds, audit=0.3, **options):
 
 @given(cases())
 @settings(max_examples=50, deadline=None)
+@pytest.mark.slow
 def test_audited_samples_leave_at_the_end_and_others_where_they_fire(case):
     scores, thresholds, micro_batch, cuts, attention = case
     assume(thresholds)
@@ -183,6 +184,7 @@ def test_the_divergence_of_maps_can_be_limited(images):
 
 
 @pytest.mark.parametrize("micro_batch", [0, 8])
+@pytest.mark.slow
 def test_a_stream_learns_as_batches_do(images, micro_batch, monkeypatch):
     monkeypatch.setattr(adapting, "LEAST", 10**9)  # new thresholds come at other moments
     net = make_net()
@@ -297,6 +299,7 @@ def test_where_no_sample_may_leave_all_run_together():
     assert calls == [512, 512, 512, 88, 88, 88]
 
 
+@pytest.mark.slow
 def test_a_limit_on_binding_is_told_which_answers_rest_on_their_maps(images):
     """By hand: the top fifth of the exit's map stays, and the rest comes from the audited sample before, without its object."""
     net = make_net()

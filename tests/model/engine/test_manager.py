@@ -61,6 +61,7 @@ def view(net, x):
         (lambda: make_network(view, TinyNet), Tuning(DEFAULT_MICRO_BATCH, folded=True)),
     ],
 )
+@pytest.mark.slow
 def test_untuned_convolutional_networks_answer_as_before_in_another_form(make, wanted):
     torch.manual_seed(1)
     net = with_statistics(xl.attach(make(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16)).eval())
@@ -147,6 +148,7 @@ CHANGES = {  # of a network, by what it was made of or a convolution and a norma
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
 def test_an_untuned_network_answers_with_its_present_weights(change):
     torch.manual_seed(3)
     source = TinyNet()

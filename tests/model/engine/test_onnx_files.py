@@ -85,6 +85,7 @@ def written():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 50])
+@pytest.mark.slow
 def test_it_gives_what_the_module_gives(written, batch):
     x = torch.randn(batch, 3)
     doubled, total = written((x, torch.zeros(batch, 2)))
@@ -107,6 +108,7 @@ def test_files_go_with_their_home_but_not_in_a_forked_process(written):
     assert written.path.is_file()
 
 
+@pytest.mark.slow
 def test_errors_are_ours(written):
     with pytest.raises(xl.errors.EngineError, match=r"cannot run module\.onnx"):
         written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))

@@ -25,6 +25,7 @@ def test_tiles_are_cut_row_by_row_and_joined_again():
 
 
 @pytest.mark.parametrize("thresholds", [NEVER, (0.0, 0.0), (2.0, 2.0), None, (math.inf, 0.4)])
+@pytest.mark.slow
 def test_with_a_halo_as_large_as_what_is_seen_tiles_answer_as_the_whole(thresholds):
     net, tiles = make_unet(), Tiles(32, 32)
     medians = xl.collect(net, IMAGES, tiles=tiles).logits.scores[:, :-1, 0].quantile(0.5, 0).tolist()

@@ -30,6 +30,7 @@ TUNINGS = [
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("final", ["head", "keep"])
+@pytest.mark.slow
 def test_a_tuned_network_answers_as_before(tuning, final):
     net = with_statistics(make_net(final))
     net.tuning = Tuning()

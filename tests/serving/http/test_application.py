@@ -125,6 +125,7 @@ GOOD = {"name": "inputs", "shape": [1, 3, 16, 16], "datatype": "FP32", "data": [
         ({"parameters": {"max_cost": [1]}}, 400, "max_cost: expected a number"),
     ],
 )
+@pytest.mark.slow
 def test_bad_requests(client, change, status, words):
     answer = client.post("/v2/models/tiny/infer", json={"inputs": [GOOD]} | change)
     assert answer.status_code == status
@@ -200,6 +201,7 @@ def test_explanations_as_pictures_and_json(client, model, picture):
         (b'{"text": "a", "max_cost": 1' + b"0" * 400 + b"}", "application/json", "max_cost"),
     ],
 )
+@pytest.mark.slow
 def test_bad_bodies(client, picture, content, kind, words):
     answer = client.post("/classify", content=content, headers={"Content-Type": kind} if kind else {})
     assert answer.status_code == 400
@@ -262,6 +264,7 @@ def test_metrics_count_what_was_answered(client, picture):
     assert found["exitlens_requests_total", tiny, ("route", "/classify"), ("status", "400")] == 1
 
 
+@pytest.mark.slow
 def test_the_description_is_openapi(client):
     validate = pytest.importorskip("openapi_spec_validator").validate
     described = client.get("/openapi.json").json()
@@ -423,6 +426,7 @@ def test_labels_come_later_by_the_id_of_their_request(adapting_client, images):
         (b'{"id": "a", "labels": [[1]]}', "got [1]"),
     ],
 )
+@pytest.mark.slow
 def test_feedback_that_is_refused(adapting_client, client, body, words):
     answer = adapting_client.post("/v2/models/tiny/feedback", content=body)
     assert (answer.status_code, words in answer.json()["error"]) == (400, True)

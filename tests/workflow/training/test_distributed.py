@@ -205,6 +205,7 @@ def test_a_network_and_its_loss_are_wrapped_as_any_module(pair, loss, options):
         ("network", (xl.errors.InputError,) * 2, *["the same network in every process"] * 2),
     ],
 )
+@pytest.mark.slow
 def test_all_ranks_raise_what_one_raises(pair, kind, errors, at_the_first, at_the_second):
     first, second = pair.run(_fail, kind)
     assert (type(first), type(second)) == errors

@@ -80,6 +80,7 @@ def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment
     ],
     ids=["everything", "loader", "pretrained", "frozen", "frozen and debiasing", "debiasing"],
 )
+@pytest.mark.slow
 def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, options, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint
     if "freeze_backbone" in options:
@@ -204,6 +205,7 @@ def test_frozen_parts_do_not_change(tiny_set, final, options):
         *((xl.EGTLoss(target=target), freeze) for target in ("relevance", "product", "mean") for freeze in (True, False)),
     ],
 )
+@pytest.mark.slow
 def test_every_loss_trains_every_map(tiny_set, loss, freeze):
     net, before = make_net(), make_net()
     result = xl.fit(net, tiny_set, tiny_set, loss=loss, freeze_backbone=freeze, **QUICK | {"epochs": 1})
@@ -222,6 +224,7 @@ def test_every_loss_trains_every_map(tiny_set, loss, freeze):
         (xl.EGTLoss(), 2, True),
     ],
 )
+@pytest.mark.slow
 def test_a_loop_of_ones_own_ends_with_the_weights_of_fit(tiny_set, loss, epochs, frozen):
     reference, net = fresh(), fresh()
     exact = {"channels_last": False, "share_cores": False, "cache_features": None if not frozen else False}

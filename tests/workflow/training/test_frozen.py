@@ -52,6 +52,7 @@ def _differ(of):
         ),
     ],
 )
+@pytest.mark.slow
 def test_equal_to_training_without_kept_features(tiny_set, final, options):
     nets = [fresh(final, "context"), fresh(final, "context")]
     given = QUICK | options
@@ -82,6 +83,7 @@ def test_cached_relevance_of_transformers_precedes_attention():
     assert all(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_the_backbone_runs_once(tiny_set):
     net, calls = fresh(head="context"), []
     net.stage(1).register_forward_hook(lambda *_: calls.append(1))
@@ -159,6 +161,7 @@ def test_changing_features_are_not_cached(tiny_set, capsys):
     assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_custom_data_sets_are_cached_on_request():
     class Fixed(Own):
         def __getitem__(self, i):

@@ -62,6 +62,7 @@ def test_exported_code_and_named_arguments_run():
 
 
 @pytest.mark.parametrize(("example", "amp"), [(torch.zeros(8, 6), False), (torch.zeros(8, 1, 12, 12), True)])
+@pytest.mark.slow
 def test_vectors_are_trained_in_single_precision_by_default(tmp_path, monkeypatch, example, amp):
     monkeypatch.setattr("exitlens.workflow.training.fit.has_fast_bfloat16", lambda device: True)
     net, data = xl.attach("small", 1, 2, example), torch.utils.data.TensorDataset(example, torch.arange(8) % 2)
