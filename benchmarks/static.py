@@ -61,9 +61,9 @@ EXITS, CASCADE, ROUTED = (
 )  # kinds of ways to route; of cascades there is one for each static network
 KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}, (EXITS, CASCADE)
 STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
-OWN, FULL = "own", "full"
+FINAL, FULL = "final", "full"
 POINTS = {
-    OWN: 0.003,
+    FINAL: 0.003,
     FULL: 0.003,
     "1": 0.01,
     "3": 0.03,
@@ -355,7 +355,7 @@ def make_works(
             net.tune(first[0], policy=policy, **settings)
             answers, kept = partial(xl.predict, net, policy=policy), net.tuning.keep_memory
             works |= {f"{name}|{point}|{part}": time_calls(answers, rows, kept) for part, rows in batches.items()}
-            if (name, point) == (EXITS, OWN):
+            if (name, point) == (EXITS, FINAL):
                 works |= {f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first, kept) for k in range(net.num_exits)}
     others = {FULL: build_network(task, seed, exits=False)}
     others |= {name: candidate.make(task) for name, candidate in candidates.items()}
@@ -455,10 +455,10 @@ def pick_right(test: str) -> Pick:
 
 def list_tests(runs: Runs, task: str) -> list[str]:
     first = next(run for name, run in runs.items() if name.startswith(f"{task}/{ADAPTIVE}"))
-    return list(first["points"][OWN]["tests"])
+    return list(first["points"][FINAL]["tests"])
 
 
-def list_points(runs: Runs, task: str, seeds: Sequence[int], point: str = OWN) -> list[Tree]:
+def list_points(runs: Runs, task: str, seeds: Sequence[int], point: str = FINAL) -> list[Tree]:
     return [runs[f"{task}/{ADAPTIVE}-{seed}"]["points"][point] for seed in seeds]
 
 
@@ -468,7 +468,7 @@ def promise_gain(
     bar: float,
     runs: Runs,
     data: tuple[str, str],
-    points: Sequence[str] = (OWN,),
+    points: Sequence[str] = (FINAL,),
     kinds: tuple[str, ...] = ANY,
 ) -> Promise:
     """Promise ours minus the static networks of equal time on (task, test), points of accuracy, mean over operating points.
@@ -498,7 +498,7 @@ def promise_gain(
 
 # Promises: means over seeds, paired by seed
 
-GAIN_POINTS = (OWN, "1", "3")
+GAIN_POINTS = (FINAL, "1", "3")
 AGREE, DISAGREE, GAIN, LOST = 0.5, 5.0, 1.5, 0.3  # points
 LEAST_ROOM, LEAST_RIGHT = 0.1, 0.4  # of tasks with headroom: what the final exit has over exit 0, and what that has
 EARLY = ((0.25, 0.75), (0.5, 0.92))  # pictures: time up to which an exit stands, and its share of the final accuracy
@@ -537,7 +537,7 @@ def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Prom
     """Promise speed and points lost on test data, held to the full network's accuracy and (``own``) to our own final exit's."""
     first = list_tests(runs, task)[0]
     pick, size = pick_test(first, "accuracy"), GROUPS.get(task, 1)
-    for point, suffix, words in ((FULL, "", "the full network"), (OWN, "|own", "our own final exit")):
+    for point, suffix, words in ((FULL, "", "the full network"), (FINAL, "|final", "our own final exit")):
         ours = list_points(runs, task, seeds, point)
         full = [pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]) for seed in seeds]
         before = full if point == FULL else [run["tests"][first]["exit_accuracy"][-1] for run in ours]
@@ -576,11 +576,11 @@ def write_summary(runs: Runs) -> list[str]:
         if not (ours := [run for seed in range(SEEDS[task]) if (run := runs.get(f"{task}/{ADAPTIVE}-{seed}"))]):
             continue
         first = list_tests(runs, task)[0]
-        exits = np.mean([run.get("exits") or run["points"][OWN]["tests"][first]["exit_accuracy"] for run in ours], 0)
+        exits = np.mean([run.get("exits") or run["points"][FINAL]["tests"][first]["exit_accuracy"] for run in ours], 0)
         has_room = exits[-1] - exits[0] >= LEAST_ROOM and exits[0] >= LEAST_RIGHT
         cells = [str(len(ours)), *(f"{100 * value:.1f}" for value in (exits[0], exits[-1], exits[-1] - exits[0]))]
         cells += [VALIDATION if "exits" in ours[0] else first, "yes" if has_room else "no"]
-        points = GAIN_POINTS if task in HEADROOM else (OWN,)
+        points = GAIN_POINTS if task in HEADROOM else (FINAL,)
         timed = find_whole_seeds(runs, task)
         rows.append(
             [

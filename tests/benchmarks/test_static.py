@@ -106,7 +106,7 @@ def test_every_way_and_a_static_network_are_measured_and_timed(tmp_path):
     runs["photographs/adaptive-0"] = ours = static.measure_adaptive("photographs", 0, quick=True)
     assert (ours["rate"], runs["photographs/cut-b-0"]["rate"]) == (1.0, 3.0)
     assert ours["full"]["rate"] == 1.0
-    assert sum(ours["points"]["own"]["tests"]["test"]["exit_shares"]) == pytest.approx(1)
+    assert sum(ours["points"]["final"]["tests"]["test"]["exit_shares"]) == pytest.approx(1)
     assert static.measure_candidate("photographs", "cut-b", 0, quick=True) == runs["photographs/cut-b-0"]
     runs["photographs/routed-0"] = static.measure_adaptive("photographs", 0, quick=True, kind="routed")
     runs["photographs/cascade-0"] = static.measure_cascades("photographs", 0, quick=True)
@@ -115,7 +115,7 @@ def test_every_way_and_a_static_network_are_measured_and_timed(tmp_path):
     assert list(times["exit_share"]) == ["exit 0", "exit 1", "exit 2"]
     assert set(times["ms"]) == {"full", "cut-b", "whole"}
     assert set(times["ways"]) == {"exits", "routed", "cascade cut-b"}
-    assert times["full_over"]["own"]["test"][0] > 0
+    assert times["full_over"]["final"]["test"][0] > 0
     runs = {name: grow(flatten(run)) for name, run in runs.items()}  # as they come back from the file
     assert "plain 1, egt 1, cut 3." in static.write_task(runs, "photographs")[0]
     assert len(static.write_summary(runs)) == 3
@@ -154,14 +154,14 @@ def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
     names = list(static.CANDIDATES["scenes"])
     times = {"ms": {name: [1.0 + i % 3, 0, 9] for i, name in enumerate(names)} | {"full": [4.0, 3.9, 4.1]}}
     own_ms = {test: [1.5 + i, 1, 4] for i, test in enumerate(TESTS)}
-    times["ways"] = {"exits": {"own": own_ms, "full": {"agreeing": [1.25, 1, 2]}}}
-    times["full_over"] = {"own": {"agreeing": [2.6, 2, 3]}, "full": {"agreeing": [3.2, 3, 4]}}
+    times["ways"] = {"exits": {"final": own_ms, "full": {"agreeing": [1.25, 1, 2]}}}
+    times["full_over"] = {"final": {"agreeing": [2.6, 2, 3]}, "full": {"agreeing": [3.2, 3, 4]}}
     times["exit_share"] = {"exit 0": [0.3, 0.2, 0.4], "exit 1": [1.02, 1, 2]}
     runs = {}
     for seed in range(seeds):
         own = make_tests(*ours)
         own["agreeing"]["exit_accuracy"] = [0.8, 0.9]
-        points = {"own": {"tests": own}, "full": {"tests": make_tests(0.925, 0.69, 0.67)}}
+        points = {"final": {"tests": own}, "full": {"tests": make_tests(0.925, 0.69, 0.67)}}
         runs[f"scenes/adaptive-{seed}"] = {"points": points, "full": full}
         runs[f"scenes/time-{seed}"] = times
         for i, name in enumerate(static.list_candidates("scenes", seed)):
@@ -232,8 +232,8 @@ def make_headroom_runs(seeds):
 def test_the_way_that_gains_most_on_validation_data_is_judged_on_test_data():
     runs = make_headroom_runs(2)
     # at 2 ms static networks have 0.65 on validation data and exits 0.06 more; at 1 ms they have 0.6, and the cascade 0.08 more
-    assert static.choose_way(runs, "photographs", 0, "own") == "cascade cut-layer1"
-    gain = static.promise_gain("", "", 0.0, runs, ("photographs", "test"), ("own", "1"))
+    assert static.choose_way(runs, "photographs", 0, "final") == "cascade cut-layer1"
+    gain = static.promise_gain("", "", 0.0, runs, ("photographs", "test"), ("final", "1"))
     assert gain.measured == pytest.approx(100 * 1 / 8)
     exits = static.promise_gain("", "", 0.0, runs, ("photographs", "test"), kinds=("exits",))
     assert exits.measured == pytest.approx(100 * (7 - 5) / 8)
@@ -269,7 +269,7 @@ def test_later_seeds_have_the_family_that_the_first_one_chose():
         families = {candidate.family for candidate in static.list_candidates(task, 1).values()}
         assert families == (set() if task in static.ONCE else {rival})
         if 0 in static.find_whole_seeds(runs, task):
-            ms = static.read_ms(runs, task, 0, "exits", "own", static.list_tests(runs, task)[0])
+            ms = static.read_ms(runs, task, 0, "exits", "final", static.list_tests(runs, task)[0])
             families = dict.fromkeys(candidate.family for candidate in static.CANDIDATES[task].values())
             rates = {each: static.find_static(runs, task, 0, ms, lambda run: run["validation"], each) for each in families}
             assert max(rates, key=rates.get) == rival
@@ -285,10 +285,10 @@ def test_promises_once_everything_is_there():
         "speed|scenes": 3.2,
         "lost|scenes": 0.5,
     }
-    expected |= {"speed|scenes|own": 2.6, "lost|scenes|own": -2.0}  # 0.9 of the final exit, 0.92 routed
+    expected |= {"speed|scenes|final": 2.6, "lost|scenes|final": -2.0}  # 0.9 of the final exit, 0.92 routed
     assert measured == pytest.approx(expected)
     assert {promise.bar for promise in judged.values()} == {0.5, 5.0, 2.7, 0.3}
-    late = {"exits": {"own": {test: [4.5, 4, 5] for test in TESTS}, "full": {"agreeing": [4.5, 4, 5]}}}
+    late = {"exits": {"final": {test: [4.5, 4, 5] for test in TESTS}, "full": {"agreeing": [4.5, 4, 5]}}}
     slow = {name: run | {"ways": late} for name, run in make_runs(5).items()}
     judged = {promise.key: promise.measured for promise in static.list_promises(slow)}
     assert judged["static|scenes|agreeing"] == pytest.approx(-1.0)  # against the full network
