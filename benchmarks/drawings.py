@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import colorsys
+import os
 import re
 import warnings
 from collections import defaultdict
@@ -287,7 +288,7 @@ def save_pair(target: Path, shadow: Path, picture: Image.Image, mask: Image.Imag
     """Write a picture after its mask, each whole or not at all."""
     for path, image, options in ((shadow, mask, {}), (target, picture, {"quality": 90})):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
+        temporary = path.with_name(f".{os.getpid()}-{path.name}")  # two processes may make the same folder
         image.save(temporary, format="JPEG" if options else "PNG", **options)
         temporary.replace(path)
 

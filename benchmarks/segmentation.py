@@ -22,13 +22,13 @@ from benchmarks import drawings
 from benchmarks.harness import Job, Promise, Study, join_means, promise_table, run_alone, table
 from benchmarks.results import Runs, Tree
 from benchmarks.static import FULL, TIME, Teacher, interpolate, make_loss
+from benchmarks.tasks import build_pretrained
 from benchmarks.traces import read_peak_memory
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.pixels import measure_mean_iou
 from exitlens.functional.risk import list_risks
-from exitlens.model.backbones.build import build_backbone, read_normalisation
+from exitlens.model.backbones.build import read_normalisation
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.backbones.weights import load_weights
 from exitlens.model.process import keep_memory
 from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types.inputs import split_rows
@@ -115,7 +115,7 @@ BACKBONES = {
     ),
     "unet": Backbone(UNet, (24, 48, 96, 128), ("down.1", "down.2", "up.0"), "keep"),
     "lite0": Backbone(
-        lambda classes, _: load_pretrained(classes),
+        lambda classes, _: build_pretrained(classes),
         (),
         ("blocks.2.0", "blocks.4.0", "blocks.5.1"),
         "head",
@@ -124,13 +124,6 @@ BACKBONES = {
         settings={"recipe": "pretrained", "epochs": 6, "batch_size": 32},
     ),
 }
-
-
-def load_pretrained(classes: int) -> nn.Module:
-    """Return EfficientNet-Lite0 with ImageNet weights."""
-    backbone = build_backbone(drawings.BACKBONE, classes)
-    load_weights(backbone, drawings.find_weights())
-    return backbone
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def from_imagenet(*parts: xl.data.ImageSet) -> Task:
     preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
     train, validation, test = (xl.data.ImageSet(part.images, part.labels, part.classes, None, preprocess) for part in parts)
     settings, at = {"epochs": 4, "batch_size": 32, **PRETRAINED}, ("blocks.2.0", "blocks.4.0", "blocks.5.1")
-    return Task(train, validation, {"test": test}, partial(build_pretrained, train.classes), at, settings)
+    return Task(train, validation, {"test": test}, partial(build_pretrained, len(train.classes)), at, settings)
 
 
 def lay_among_pieces(garments: Tensor, labels: Tensor, seed: int) -> xl.data.ImageSet:
@@ -207,8 +207,9 @@ def paste(images: Tensor, squares: Tensor, rng: torch.Generator) -> None:  # (N,
     images[where] = torch.maximum(images[where], squares)
 
 
-def build_pretrained(classes: tuple[str, ...]) -> nn.Module:
-    backbone = build_backbone(BACKBONE, len(classes))
+def build_pretrained(classes: int) -> nn.Module:
+    """Return EfficientNet-Lite0 with ImageNet weights."""
+    backbone = build_backbone(BACKBONE, classes)
     load_weights(backbone, find_weights())
     return backbone
 
@@ -247,7 +248,7 @@ def build_vit() -> nn.Module:
 def pictures(seed: int) -> Task:
     """Return EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
     train, validation, test = (load_pictures(open_folder(PICTURES), part)[0] for part in ("train", "validation", "test"))
-    build, settings = partial(build_pretrained, train.classes), {"epochs": 4, "batch_size": 32, **PRETRAINED}
+    build, settings = partial(build_pretrained, len(train.classes)), {"epochs": 4, "batch_size": 32, **PRETRAINED}
     return Task(train, validation, {"test": test}, build, 3, settings, grid=(7, 7))
 
 

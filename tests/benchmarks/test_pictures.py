@@ -1,5 +1,6 @@
 """Drawings, pictures made of them, and the error over drawings."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,18 @@ def test_a_picture_of_several_drawings_has_a_class_for_each_pixel(monkeypatch, t
     assert data.train.classes == ("background", "cat", "dog")
     assert [len(part) for part in (data.train, data.validation, data.calibration, data.test)] == [12, 2, 4, 6]
     assert set(data.train.labels.unique().tolist()) == {0, 1, 2}
+
+
+def test_two_processes_may_make_one_folder(monkeypatch, tmp_path):
+    images, save, met = (Image.new("RGB", (4, 4)), Image.new("L", (4, 4))), Image.Image.save, []
+
+    def save_and_meet(image, path, **options):
+        save(image, path, **options)
+        if not met:
+            met.append(path)
+            monkeypatch.setattr(os, "getpid", lambda: -1)
+            drawings.save_pair(tmp_path / "a.jpg", tmp_path / "a.png", *images)  # the other process is faster
+
+    monkeypatch.setattr(Image.Image, "save", save_and_meet)
+    drawings.save_pair(tmp_path / "a.jpg", tmp_path / "a.png", *images)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.png"]
