@@ -122,6 +122,9 @@ def test_measures_of_numbers_by_hand(tmp_path):
     assert report.answers.rmse == pytest.approx(wrong.square().mean().sqrt().item(), rel=1e-5)
     spread = (targets - targets.mean(0)).square().sum(0)
     assert report.answers.r2 == pytest.approx((1 - wrong.square().sum(0) / spread).mean().item(), rel=1e-4)
+    still = xl.evaluate(xl.collect(net, TensorDataset(data.tensors[0], torch.ones(80, 2))), policy).answers
+    assert (still.r2, still.exit_r2) == (None, None)  # nothing varies that could be explained
+    assert still.mae == pytest.approx((told - 1).abs().mean().item(), rel=1e-5)
     assert report.answers.exit_mae[2] == pytest.approx((trace.logits.values[:, 2] - targets).abs().mean().item(), rel=1e-5)
     assert trace.logits.error[5, 1].item() == pytest.approx(
         ((trace.logits.values[5, 1] - targets[5]).abs() / 20).mean().item(), rel=1e-4

@@ -50,7 +50,7 @@ def list_names(folder: Path, kind: Modality) -> list[str]:
     if not names:
         looked = f"no {kind.name} files below {folder} (looked for {', '.join(suffixes)})"
         raise DataError(f"data: {looked}. Fix: put some there, or remove the folder")
-    if kind is not IMAGE or not holds_masks(folder):
+    if kind is not IMAGE or not any(MASKS in name for name in names) or not holds_masks(folder):
         return names
     images = [name for name in names if MASKS not in Path(name).parts[:-1]]
     if not images:

@@ -27,12 +27,7 @@ def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.
         return score_compact(logits, kind, temperature)
     if isinstance(logits, PixelSummary | AnswerSummary):
         if temperature != 1.0:
-            what = (
-                "pixels are 1, because their logits"
-                if isinstance(logits, PixelSummary)
-                else "numbers and vectors are 1: logits"
-            )
-            raise InputError(f"temperatures: those of {what} are not kept, got {temperature:g}")
+            raise InputError(f"temperatures: expected 1 where logits are not kept, got {temperature:g}. Fix: leave them out")
         return logits.scores[..., SCORES_OF[task_of_score(kind)].index(kind)]
     return score_of(probabilities(logits, temperature, kind), kind)
 

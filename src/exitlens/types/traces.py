@@ -68,6 +68,11 @@ class LogitsSummary(ABC):
         parts: dict[str, Any] = {name: None if part is None else part[at] for name, part in self.parts().items()}
         return replace(self, **parts)  # type: ignore[type-var]
 
+    def cpu(self) -> Self:
+        """Return the same on the CPU."""
+        parts: dict[str, Any] = {name: None if part is None else part.cpu() for name, part in self.parts().items()}
+        return replace(self, **parts)  # type: ignore[type-var]
+
     def parts(self) -> dict[str, Tensor | None]:
         """Return the tensors by name."""
         named = ((item.name, getattr(self, item.name)) for item in fields(self))  # type: ignore[arg-type]

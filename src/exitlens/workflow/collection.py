@@ -357,8 +357,7 @@ def _sum_up(
         for each in logits:
             tiles.check_stride(size[0] / each.shape[2])
     with torch.inference_mode():
-        kept = summarise(logits, size, labels, (1, 1) if tiles is None else tiles.count(size))
-    return PixelSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
+        return summarise(logits, size, labels, (1, 1) if tiles is None else tiles.count(size)).cpu()
 
 
 def _sum_up_answers(net: ExitNet, logits: Sequence[Tensor], labels: Tensor | None, probes: Tensor | None) -> AnswerSummary:
@@ -366,8 +365,7 @@ def _sum_up_answers(net: ExitNet, logits: Sequence[Tensor], labels: Tensor | Non
     if labels is not None:
         check_truth(labels, len(logits[0]), net.info.num_classes, net.info.task, "data, labels")
     with torch.inference_mode():
-        kept = answers.summarise(logits, net.info.task, net.info.units, labels, probes)
-    return AnswerSummary(**{name: None if part is None else part.cpu() for name, part in kept.parts().items()})  # type: ignore[arg-type]
+        return answers.summarise(logits, net.info.task, net.info.units, labels, probes).cpu()
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:

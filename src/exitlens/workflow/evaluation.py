@@ -163,8 +163,8 @@ class AnswerReport:
         distance, exit_distance: mean distance from the final exit's answer: for numbers the absolute difference, in spreads
             of the training targets; for vectors 1 - cosine.
         mae, rmse, r2: mean absolute error and root mean squared error of numbers, in their units (of several, over all of
-            them), and R², 1 less the squared error over that of each number's mean on these samples. ``None`` without
-            targets, as for vectors.
+            them), and R², 1 less the squared error over that of each number's mean on these samples, ``None`` if a number
+            is the same in all of them. ``None`` without targets, as for vectors.
         exit_mae, exit_rmse, exit_r2: the same of every exit.
         overlap, exit_overlap: mean share of a vector's ten nearest probes that are the final vector's, too; ``None`` without
             probes.
@@ -347,7 +347,7 @@ def _measure_answers(trace: Trace, kept: AnswerSummary, exits: Tensor) -> Answer
     total = (trace.labels.double() - trace.labels.double().mean(0)).square().sum(0)
     for prefix, errors in (("", wrong[torch.arange(len(trace)), exits][:, None]), ("exit_", wrong)):
         rows = {"mae": errors.abs().mean((0, 2)), "rmse": errors.square().mean((0, 2)).sqrt()}
-        rows["r2"] = (1 - errors.square().sum(0) / total).mean(1)
+        rows |= {"r2": (1 - errors.square().sum(0) / total).mean(1)} if bool((total > 0).all()) else {}
         for name, row in rows.items():
             measures[prefix + name] = tuple(row.tolist()) if prefix else row.item()
     return AnswerReport(**measures)

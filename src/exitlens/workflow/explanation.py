@@ -56,7 +56,7 @@ def explain(
             through the stages up to the exit that answered (:func:`~exitlens.model.attribution.attribute`). Maps of deep
             features show where the features were read, which need not be where the decision was made.
         to: where answers are vectors, another vector ``(D,)`` (or for a batch one each, ``(B,D)``), such as a query's: the
-            explanation is of the similarity.
+            explanation is of the similarity, by a second pass.
 
     Examples:
         >>> why = xl.explain(net, images[0], policy)

@@ -72,10 +72,9 @@ def plan_samples(
     if trace.num_exits < 2:
         raise InputError("trace: its network has no early exits, so there is nothing to certify. Fix: attach one.")
     asked = request
-    if request.temperatures is None and request.temperature_scaling and trace.class_labels is not None:
-        values = fit_temperatures(
-            trace.class_logits, trace.class_labels, torch.arange(len(trace))
-        )  # once, not in every draw
+    labels = trace.class_labels
+    if request.temperatures is None and request.temperature_scaling and labels is not None:
+        values = fit_temperatures(trace.class_logits, labels, torch.arange(len(trace)))  # once, not in every draw
         asked = replace(request, temperatures=Temperatures(values))
     draw = _Draws(trace, asked)
     allowed = run_calibration(trace, replace(asked, delta=None, equal_groups=False)).calibration

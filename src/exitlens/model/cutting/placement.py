@@ -172,7 +172,7 @@ class _Counter(Interpreter):
 
 
 def count_node_macs(traced: TracedBackbone) -> dict[fx.Node, int]:
-    """Return the MACs of every node for the example in evaluation mode, without computing if the operations allow it."""
+    """Return the MACs of every node for the example in evaluation mode, of a large network without computing if possible."""
     module = traced.runnable()
     with preserve_state(traced.backbone), _disable_fused_kernels(), switch_mode(module, False), torch.no_grad():
         return run_fake(_Counter, module, list_tensors(traced.example)).macs

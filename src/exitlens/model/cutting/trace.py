@@ -30,7 +30,7 @@ from exitlens.types.inputs import Inputs, list_input_names, list_tensors
 _IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
 _RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
 _RECURRENT = ("gru", "lstm", "rnn_")
-_SMALL = 1e10  # parameters times numbers in the inputs
+_SMALL = 1e10  # parameters times numbers in the inputs; fake tensors take about a millisecond for each operation
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
 
