@@ -48,7 +48,7 @@ BERT |= {"intermediate_size": 256, "max_position_embeddings": MOST_TOKENS}  # fo
 
 
 class _ExitEstimator(base.BaseEstimator):  # type: ignore[misc]
-    """What a classifier and a regressor share: how they are fitted, asked, explained, saved and read."""
+    """What a classifier and a regressor share; ``_read_targets(y)`` of each returns what its network is trained on."""
 
     _tasks: ClassVar[tuple[Task, ...]]  # of its networks
     _limits: ClassVar[tuple[str, ...]]  # parameters that :func:`exitlens.calibrate` has, too
@@ -278,7 +278,7 @@ class ExitRegressor(base.RegressorMixin, _ExitEstimator):  # type: ignore[misc]
         max_error_increase: mean absolute error that answering early may add.
         max_deviation: mean absolute difference from the full network's numbers that answering early may make.
 
-    The other arguments and the attributes are those of :class:`ExitClassifier`.
+    The other arguments and attributes are those of :class:`ExitClassifier`, which alone has ``classes_``.
     """
 
     _tasks, _limits = ("regression",), ("max_error_increase", "max_deviation")
