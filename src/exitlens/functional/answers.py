@@ -74,8 +74,8 @@ def answer_loss(logits: Tensor, target: Tensor, task: Task) -> Tensor:  # (B,C+1
     answers = split_answers(logits.float())[0]
     if task == "regression":
         return F.smooth_l1_loss(answers, target)
-    mine, final = F.normalize(answers, dim=1), F.normalize(target, dim=1)
-    return (1 - (mine * final).sum(1)).mean() + (mine @ mine.T - final @ final.T).square().mean()
+    early, final = F.normalize(answers, dim=1), F.normalize(target, dim=1)
+    return (1 - (early * final).sum(1)).mean() + (early @ early.T - final @ final.T).square().mean()
 
 
 def forecast_loss(outputs: Sequence[Tensor], target: Tensor, task: Task) -> Tensor:  # (B,C+1) by exit, (B,C) -> ()
