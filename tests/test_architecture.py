@@ -21,7 +21,7 @@ ROOMS = (  # by level: a file imports from its own room and from those on lower 
     {"workflow"},
     {"delivery", "edge"},
     {"serving"},
-    {"cli", "__main__", "ray", "sklearn", "mlflow", "trackers"},
+    {"cli", "__main__", "ray", "sentence_transformers", "sklearn", "mlflow", "trackers"},
 )
 OWN = ("self", "cls", "super()")
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_repr_html_"}  # public in spite of their names

@@ -1,4 +1,4 @@
-"""ExitClassifier: scikit-learn's own checks, adaptive answers, and what is saved comes back bit for bit."""
+"""ExitClassifier and ExitRegressor: scikit-learn's own checks, adaptive answers, and what is saved comes back bit for bit."""
 
 import copy
 import pickle
@@ -13,10 +13,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import exitlens as xl
-from exitlens.sklearn import ExitClassifier
+from exitlens.sklearn import ExitClassifier, ExitRegressor
 from tests.kinds import Perceptron
 
 Quick = partial(ExitClassifier, exits=1, epochs=2, random_state=0)
+QuickRegressor = partial(ExitRegressor, exits=1, epochs=2, random_state=0)
 CHECKS = (  # the cheap ones; tests/ecosystem has all
     "check_estimator_cloneable",
     "check_estimator_tags_renamed",
@@ -31,6 +32,7 @@ CHECKS = (  # the cheap ones; tests/ecosystem has all
     "check_parameters_default_constructible",
     "check_requires_y_none",
     "check_complex_data",
+    "check_supervised_y_2d",
 )
 
 
@@ -38,7 +40,8 @@ def name_check(check) -> str:
     return getattr(check, "func", check).__name__
 
 
-PAIRS = [pair for pair in estimator_checks_generator(Quick()) if name_check(pair[1]) in CHECKS]
+ASKED = (pair for model in (Quick(), QuickRegressor()) for pair in estimator_checks_generator(model))
+PAIRS = [pair for pair in ASKED if name_check(pair[1]) in CHECKS]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,9 @@ def model(iris) -> ExitClassifier:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("estimator", "check"), PAIRS, ids=[name_check(check) for _, check in PAIRS])
+@pytest.mark.parametrize(
+    ("estimator", "check"), PAIRS, ids=[f"{type(model).__name__}-{name_check(check)}" for model, check in PAIRS]
+)
 def test_it_is_what_scikit_learn_expects(estimator, check):
     check(estimator)
 
@@ -156,3 +161,61 @@ def test_what_cannot_be_learnt_is_refused(iris):
             getattr(Quick(), ask)(iris[0])
     with pytest.raises(NotFittedError):
         Quick().save("nowhere")
+
+
+@pytest.fixture(scope="module")
+def lengths(iris) -> tuple[np.ndarray, np.ndarray]:
+    X = iris[0].to_numpy()
+    return X[:, :2], 100 + 10 * X[:, 2]  # a petal's length, from the sepal
+
+
+@pytest.fixture(scope="module")
+def regressor(lengths) -> ExitRegressor:
+    return ExitRegressor(exits=2, epochs=12, max_error_increase=0.1, random_state=0).fit(*lengths)
+
+
+def test_numbers_are_those_of_the_policy(lengths, regressor):
+    X, y = lengths
+    inputs, model = regressor.net_.info.preprocess.normalise(torch.tensor(X)), copy.copy(regressor)
+    middle = xl.predict(model.net_, inputs, xl.Policy((0.0, 0.0), score="closeness")).confidence.median().item()
+    model.policy_ = xl.Policy((middle, middle), score="closeness")
+    pred = xl.predict(model.net_, inputs, model.policy_)
+    assert np.allclose(model.predict(X), pred.labels.numpy(), rtol=1e-5)
+    assert np.array_equal(model.predict_exits(X), pred.exits.numpy())
+    assert len(set(pred.exits.tolist())) > 1  # else this would say nothing of exits
+    assert regressor.score(X, y) > 0.5  # so they are in the units of y
+    assert model.explain(X[:1])[0].exits[0].numbers[0].number == pytest.approx(pred.labels[0].item(), rel=0.2)
+
+
+def test_limits_of_a_regressor_are_those_of_its_policy(lengths, regressor):
+    request = regressor.policy_.calibration.request
+    assert (request.max_error_increase, request.max_deviation, request.folds) == (0.1, None, 5)
+    never = QuickRegressor(max_error_increase=None, max_deviation=0.01, delta=0.1)
+    with pytest.warns(xl.errors.DataWarning, match="max_deviation could not be shown"):
+        never.fit(*lengths)
+    assert never.policy_.calibration.request.max_deviation == 0.01
+    assert never.predict_exits(lengths[0]).tolist() == [1] * 150
+
+
+@pytest.mark.slow
+def test_several_numbers_come_back_from_a_bundle(lengths, model, tmp_path):
+    X, y = lengths
+    several = QuickRegressor().fit(X, np.stack([y, -y], 1))
+    path = several.save(tmp_path / "bundle")
+    for same in (ExitRegressor.load(path), pickle.loads(pickle.dumps(several))):
+        assert same.predict(X).shape == (150, 2)
+        assert np.array_equal(same.predict(X), several.predict(X))
+        assert same.get_params() == several.get_params()
+    for other, written in ((ExitClassifier, path), (ExitRegressor, model.save(tmp_path / "classifier"))):
+        with pytest.raises(xl.errors.BundleError, match=rf"not written by {other.__name__}\.save"):
+            other.load(written)
+
+
+def test_numbers_that_cannot_be_learnt_are_refused(lengths):
+    X, _ = lengths
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        QuickRegressor().fit(X, ["x"] * 150)
+    with pytest.raises(xl.errors.InputError, match=r"y: expected 4 samples or more, got 2"):
+        QuickRegressor().fit(["a good lamp", "a bad lamp"], [0.0, 1.0])
+    with pytest.raises(NotFittedError):
+        QuickRegressor().predict(X)
