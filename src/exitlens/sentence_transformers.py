@@ -77,7 +77,7 @@ def attach_sentence_transformer(model: Any, at: Sequence[str] | int, *, length: 
     backbone = Sentences.read(model).eval()
     preprocess = TextPreprocess(model.tokenizer.backend_tokenizer.to_str(), length or model.max_seq_length)
     example = map_inputs(preprocess.encode(["A sentence."]), lambda tensor: tensor.to(model.device))
-    width = backbone.encoder.config.hidden_size
+    width: Any = backbone.encoder.config.hidden_size  # type: ignore[union-attr]
     net = attach(backbone, at, width, example, final="keep", task="embedding")
     net.describe(preprocess=preprocess)
     return net
