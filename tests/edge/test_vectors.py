@@ -13,7 +13,9 @@ import exitlens_runtime as er
 from exitlens.edge import export
 from exitlens.functional.routing import cover
 from exitlens.model.engine.onnx_files import open_file
+from exitlens.serving.models import open_bundle
 from exitlens.types.tasks import SCORES_OF
+from tests.edge.test_pixels import answer_with
 from tests.workflow.test_answers import draw, make
 
 pytest.importorskip("onnxruntime")
@@ -69,9 +71,12 @@ def test_the_runtime_answers_as_the_library(numbers, tmp_path):
     feed = {"series": SERIES.numpy(), "thresholds": limits, "temperatures": np.ones(3, np.float32)}
     names = [value.name for value in session.get_outputs()]
     check(dict(zip(names, session.run(None, feed), strict=True)), xl.predict(net, SERIES, policy))
-    with pytest.raises(er.PolicyError, match="the network gives (numbers|vectors)"):
+    ticket, expected = answer_with(open_bundle("m", edge), SERIES), xl.predict(net, SERIES, policy)
+    assert ticket.exits.tolist() == expected.exits.tolist()
+    assert np.allclose(ticket.labels, expected.labels.numpy(), atol=1e-5)
+    with pytest.raises(er.PolicyError, match=r"the network gives (numbers|vectors)"):
         runtime.with_policy(xl.Policy((0.5, 0.5)).to_dict())
-    with pytest.raises(er.InputError, match="adaptive: it is not for networks that give (numbers|vectors)"):
+    with pytest.raises(er.InputError, match=r"adaptive: it is not for networks that give (numbers|vectors)"):
         runtime.predict(SERIES.numpy(), adaptive=er.Adaptive(runtime, 0.1))
 
 

@@ -201,9 +201,7 @@ class EdgeNetwork:
         policy, before = self.policy, None
         for k, session in self._sessions.items():
             logits, maps, support, *crossing = session.run(tensors)
-            p = find_probabilities(logits, policy.temperatures[k], policy.score)
-            if policy.score in CHANGE_SCORES:  # an exit that can fire has its predecessor in the bundle
-                p = before = compare_with(p, p if k == self.num_exits - 1 else before, policy.score)
+            p = before = self._find_probabilities(k, logits, before)
             if k == self.num_exits - 1:
                 decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.ones(len(where), np.float32))
                 if watch is not None:
@@ -235,8 +233,16 @@ class EdgeNetwork:
             if leaving:
                 stay = np.flatnonzero(~fired)
                 where, crossing = where[stay], [x.take(stay, 0) for x in crossing]
-                before = None if before is None else before.take(stay, 0)
+                before = p.take(stay, 0) if policy.score in CHANGE_SCORES else None
             tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
+
+    def _find_probabilities(self, k: int, logits: Array, before: Array | None) -> Array:  # (n,C) each
+        """Return probabilities; of numbers and vectors the logits, compared with those before for a score of stability."""
+        p = find_probabilities(logits, self.policy.temperatures[k], self.policy.score)
+        if self.policy.score not in CHANGE_SCORES:
+            return p
+        # an exit that can fire has its predecessor in the bundle, and the final one always answers
+        return compare_with(p, p if k == self.num_exits - 1 else before, self.policy.score)
 
     def _find_pixels(self, k: int, p: Array, logits: Array) -> Array:  # (n,C,h,w) each -> (n,C,H,W)
         """Return probabilities at the images' size, which only samples that leave need."""

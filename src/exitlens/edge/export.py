@@ -82,13 +82,14 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, units: U
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
     outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1; of pixels
     ``(B,H,W)`` classes; numbers ``(B,)`` or ``(B,C)``, in ``units``; vectors ``(B,D)``), ``exits``, ``scores``,
-    ``probabilities`` ``(B,C)`` (of classes and labels only) and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image (0 for samples that another exit answered). The score is the policy's.
+    ``probabilities`` ``(B,C)`` (of classes and labels only) and, for every exit in the file, ``attention_K`` ``(B,*S)``,
+    placed in the image (0 for samples that another exit answered). The score is the policy's.
     The weights of a stage are in the branch that runs it, because elsewhere ONNX Runtime does not choose the fast layouts.
     """
     if not has_cascade(policy):
         raise ExportError(
-            "policy: a cascade in one file has no gate and no score of stability. Fix: calibrate without, or use the files of "
-            "the stages."
+            "policy: a cascade in one file has no gate and no score of stability. Fix: calibrate without, or use the files "
+            "of the stages."
         )
     onnx = import_onnx()
     helper, kinds = onnx.helper, onnx.TensorProto
