@@ -198,7 +198,8 @@ class EdgeNetwork:
         self, tensors: dict[str, Array], where: Array, answers: _Answers, attention: bool, watch: Watch | None
     ) -> None:
         """Run one file after the other on the samples that are left."""
-        policy, before = self.policy, None
+        policy = self.policy
+        before: Array | None = None
         for k, session in self._sessions.items():
             logits, maps, support, *crossing = session.run(tensors)
             p = before = self._find_probabilities(k, logits, before)

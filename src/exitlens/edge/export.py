@@ -442,7 +442,8 @@ class _Samples:
         self.tensors = dict(zip(name_inputs(net), activations, strict=True))
         with net.open_engine() as engine:
             self.outputs = engine.compute_outputs(engine.enter(activations))  # logits and attention of every exit
-        scores, before, compares = list[Tensor](), None, policy.score in CHANGE_SCORES
+        scores, compares = list[Tensor](), policy.score in CHANGE_SCORES
+        before: Tensor | None = None
         for k in early:
             p = probabilities(self.outputs[k][0], policy.temperatures[k], policy.score)
             p = before = compare_with(p, before, policy.task) if compares else p
