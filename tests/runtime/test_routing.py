@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
+from exitlens.functional.answers import summarise
 from exitlens.functional.maps import place as place_in_torch
 from exitlens.functional.pixels import resize_logits
 from exitlens.functional.routing import decide, needs_head, route, stack_support
 from exitlens.functional.scores import score
+from exitlens.types.tasks import CONTINUOUS, SCORES_OF
 from exitlens_runtime import routing
 from exitlens_runtime.routing import enlarge, place
 
@@ -53,6 +55,36 @@ def test_scores_are_the_librarys(seed, kind, hot):
     logits = 20 * torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
     p = routing.find_probabilities(logits.numpy(), hot)
     assert np.allclose(routing.find_score(p, kind), score(logits, kind, hot).numpy(), atol=1e-6)
+
+
+@given(
+    seed=st.integers(0, 99),
+    limits=st.tuples(thresholds, thresholds, thresholds),
+    task=st.sampled_from(CONTINUOUS),
+    place=st.sampled_from([0, 1]),
+)
+@settings(deadline=None, max_examples=30)
+def test_numbers_and_vectors_leave_where_they_do_in_the_library(seed, limits, task, place):
+    logits = torch.randn(30, 4, 4, generator=torch.Generator().manual_seed(seed))
+    logits[..., 3] = logits[..., 3].exp()
+    logits[:5, 2] = logits[:5, 1]  # no change
+    policy = xl.Policy(limits, SCORES_OF[task][place])
+    summary = summarise(logits.unbind(1), task, ())
+    trace = xl.Trace(summary, None, torch.zeros(30, 4), torch.arange(1.0, 5), task=task)
+    copied, exits, before = routing.Policy.from_dict(policy.to_dict()), np.full(30, 3), None
+    for k in range(3):
+        p = routing.find_probabilities(logits[:, k].numpy(), 1.0, copied.score)
+        if copied.score in routing.CHANGE_SCORES:
+            p = before = routing.compare_with(p, before, copied.score)
+        decision = routing.decide(copied, k, p, np.zeros((30, 3)))
+        assert np.allclose(decision.scores, summary.scores[:, k, place].numpy(), atol=1e-6)
+        exits[decision.fired & (exits == 3)] = k
+    assert [copied.needs(k) for k in range(4)] == [needs_head(policy, k) for k in range(4)]
+    assert exits.tolist() == route(trace, policy).tolist()
+
+
+def test_scores_by_task_are_the_librarys():
+    assert dict(SCORES_OF) == routing.SCORES_OF
 
 
 @pytest.mark.parametrize("kind", routing.PIXEL_SCORES)

@@ -168,7 +168,12 @@ def _check_golden(net: EdgeNetwork, policy: Policy, path: Path) -> None:
 
 
 def _match_labels(pred: Prediction, labels: Array) -> Array:
-    """Tell where labels are the expected ones; those of pixels may be others that are nearly as probable."""
+    """Tell where labels are the expected ones; those of pixels may be others that are nearly as probable.
+
+    Numbers and vectors may be off by rounding.
+    """
+    if labels.dtype.kind == "f":
+        return np.isclose(pred.labels, labels, TOLERANCE, TOLERANCE * np.abs(labels).max())
     same: Array = pred.labels == labels
     if labels.ndim == 3:
         given = np.take_along_axis(pred.probabilities, labels[:, None].astype(np.int64), 1)[:, 0]

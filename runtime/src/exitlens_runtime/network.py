@@ -14,11 +14,12 @@ from exitlens_runtime.adapting import Adaptive, Watch
 from exitlens_runtime.errors import InputError, PolicyError
 from exitlens_runtime.reading import Preprocess, Scaling, TextPreprocess, read_preprocess
 from exitlens_runtime.routing import (
-    DECIDED,
-    PIXEL_SCORES,
+    CHANGE_SCORES,
+    SCORES_OF,
     Array,
     Decision,
     Policy,
+    compare_with,
     decide,
     enlarge,
     find_probabilities,
@@ -28,7 +29,13 @@ from exitlens_runtime.routing import (
 from exitlens_runtime.sessions import Session
 
 THINNED = 4  # of the logits of pixels, a golden file has each such row and column
-ANSWERS = {"multilabel": "several labels a sample", "segmentation": "one class a pixel"}  # by task
+ANSWERS = {  # by task
+    "classes": "one class a sample",
+    "multilabel": "several labels a sample",
+    "segmentation": "one class a pixel",
+    "regression": "numbers",
+    "embedding": "vectors",
+}
 OF_HEAD = 3  # outputs of a file before what crosses the cut: logits, attention, support
 
 Inputs = Array | Mapping[str, Array]
@@ -39,11 +46,12 @@ class Prediction:
     """Answers in the order of the input: the fields of ``exitlens.Prediction``, as NumPy arrays.
 
     Attributes:
-        labels: ``(B,)`` predicted class; for several labels ``(B,C)`` bool; of each pixel ``(B,H,W)``.
+        labels: ``(B,)`` predicted class; for several labels ``(B,C)`` bool; of each pixel ``(B,H,W)``; numbers in the units
+            of the training data, ``(B,)`` or of several ``(B,C)`` float32; vectors ``(B,D)`` float32.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
         probabilities: ``(B,C)`` softmax (for several labels, sigmoid) of the logits over the exit's temperature; of each
-            pixel ``(B,C,H,W)``.
+            pixel ``(B,C,H,W)``; for numbers and vectors ``(B,0)``.
         attention: for each sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
         index: ``(B,)`` places of the samples in the batch, the stream or the list of files.
         trust, refused: ``(B,)`` if the policy has a gate, as in the library.
@@ -82,6 +90,7 @@ class EdgeNetwork:
         num_exits: K, the final exit included.
         gives_labels: True if an answer is any number of labels, not one class.
         gives_pixels: True if it is one class for each pixel.
+        gives_values: True if it is a number or several, or a vector.
         cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
         manifest: contents of the bundle's ``manifest.json``.
         policies: the bundle's policies by name; ``default`` is its own.
@@ -99,8 +108,10 @@ class EdgeNetwork:
         self.manifest, self._sessions = manifest, dict(sorted(sessions.items()))
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.num_exits, self.num_classes = int(manifest["num_exits"]), int(manifest["num_classes"])
-        task = manifest.get("task", "classes")
+        task = self._task = manifest.get("task", "classes")
         self.gives_labels, self.gives_pixels = task == "multilabel", task == "segmentation"
+        self.gives_values = task in ("regression", "embedding")
+        self._units = np.array(manifest.get("units") or [(0.0, 1.0)], np.float32).T  # means and spreads
         self.cost = np.asarray(manifest["cost"])
         axes = len(manifest["inputs"][0]["shape"]) - 1
         self.preprocess: Preprocess | TextPreprocess | Scaling | None = read_preprocess(manifest["preprocess"], axes)
@@ -129,10 +140,10 @@ class EdgeNetwork:
     def _check_policy(self, policy: Policy) -> None:
         if len(policy.temperatures) != self.num_exits:
             raise PolicyError(f"policy: it is for {len(policy.temperatures)} exits, the network has {self.num_exits}")
-        if (policy.score == DECIDED, policy.score in PIXEL_SCORES) != (self.gives_labels, self.gives_pixels):
-            answers = ANSWERS.get(self.manifest.get("task", ""), "one class a sample")
+        if policy.score not in SCORES_OF[self._task]:
             raise PolicyError(
-                f"policy: its score is {policy.score!r}, the network gives {answers}. Fix: calibrate one for this network."
+                f"policy: its score is {policy.score!r}, the network gives {ANSWERS[self._task]}. Fix: calibrate one for "
+                "this network."
             )
         network = self.manifest["network"]
         if policy.network and policy.network != network:
@@ -160,11 +171,11 @@ class EdgeNetwork:
         Raises:
             InputError: for inputs that the network cannot take, before anything runs; or if the answers are not finite.
         """
-        if self.gives_pixels and adaptive is not None:
-            raise InputError("adaptive: it is not for networks that give one class a pixel. Fix: leave it out.")
+        if (self.gives_pixels or self.gives_values) and adaptive is not None:
+            raise InputError(f"adaptive: it is not for networks that give {ANSWERS[self._task]}. Fix: leave it out.")
         tensors = self.check(inputs)
         count, is_gated = len(next(iter(tensors.values()))), self.policy.gate is not None
-        answers = _Answers(count, (self.num_classes, *self._size))
+        answers = _Answers(count, (self.num_classes + self.gives_values, *self._size))
         self._route(tensors, np.arange(count), answers, attention, None if adaptive is None else adaptive.watch(count))
         if not math.isfinite(answers.p.sum()):
             raise InputError(
@@ -175,7 +186,7 @@ class EdgeNetwork:
             labels=self._read_answers(answers.p),
             exits=answers.exits,
             confidence=answers.scores,
-            probabilities=answers.p,
+            probabilities=answers.p[:, :0] if self.gives_values else answers.p,
             attention=tuple(answers.maps) if attention else None,
             index=np.arange(count),
             trust=answers.trust if is_gated else None,
@@ -188,9 +199,10 @@ class EdgeNetwork:
     ) -> None:
         """Run one file after the other on the samples that are left."""
         policy = self.policy
+        before: Array | None = None
         for k, session in self._sessions.items():
             logits, maps, support, *crossing = session.run(tensors)
-            p = find_probabilities(logits, policy.temperatures[k], policy.score)
+            p = before = self._find_probabilities(k, logits, before)
             if k == self.num_exits - 1:
                 decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.ones(len(where), np.float32))
                 if watch is not None:
@@ -222,7 +234,16 @@ class EdgeNetwork:
             if leaving:
                 stay = np.flatnonzero(~fired)
                 where, crossing = where[stay], [x.take(stay, 0) for x in crossing]
+                before = p.take(stay, 0) if policy.score in CHANGE_SCORES else None
             tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
+
+    def _find_probabilities(self, k: int, logits: Array, before: Array | None) -> Array:  # (n,C) each
+        """Return probabilities; of numbers and vectors the logits, compared with those before for a score of stability."""
+        p = find_probabilities(logits, self.policy.temperatures[k], self.policy.score)
+        if self.policy.score not in CHANGE_SCORES:
+            return p
+        # an exit that can fire has its predecessor in the bundle, and the final one always answers
+        return compare_with(p, p if k == self.num_exits - 1 else before, self.policy.score)
 
     def _find_pixels(self, k: int, p: Array, logits: Array) -> Array:  # (n,C,h,w) each -> (n,C,H,W)
         """Return probabilities at the images' size, which only samples that leave need."""
@@ -230,7 +251,11 @@ class EdgeNetwork:
             return p
         return find_probabilities(enlarge(logits, self._size), self.policy.temperatures[k], self.policy.score)
 
-    def _read_answers(self, p: Array) -> Array:  # (B,C,*S) -> (B,*S), or (B,C) bool with several labels
+    def _read_answers(self, p: Array) -> Array:  # (B,C,*S) -> (B,*S); several labels: (B,C) bool; values: (B,C+1) -> (B,C)
+        if self.gives_values:
+            mean, spread = self._units
+            values: Array = p[:, :-1] * spread + mean
+            return values[:, 0] if self._task == "regression" and self.num_classes == 1 else values
         return p >= 0.5 if self.gives_labels else p.argmax(1)
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -320,8 +345,11 @@ class EdgeNetwork:
     def name_answer(self, pred: Prediction, i: int) -> str:
         """Return the class name of sample ``i``, or its labels separated by ``;``; numbers if classes have no names.
 
-        Of pixels, it returns the classes with their share of the image, the largest first.
+        Of pixels, it returns the classes with their share of the image, the largest first. It returns numbers, and those
+        of a vector, separated by spaces.
         """
+        if self.gives_values:
+            return " ".join(f"{value:.6g}" for value in pred.labels[i].reshape(-1).tolist())
         if self.gives_pixels:
             shares = np.bincount(pred.labels[i].ravel(), minlength=self.num_classes) / pred.labels[i].size
             order = [c for c in np.argsort(-shares, kind="stable").tolist() if shares[c]]

@@ -19,7 +19,18 @@ DECIDED = "decided"  # the score of networks that give several labels: probabili
 # the scores of networks that give one class a pixel, of the largest probability in each cell: its mean, the value that nine
 # tenths of them reach, and the share of those of 0.9 or more
 PIXEL_SCORES = ("mean_probability", "low_probability", "sure_share")
-ALL_SCORES = (*SCORES, DECIDED, *PIXEL_SCORES)
+# of numbers, and of vectors: exp(-error), as the head expects it, and exp(-distance) from the answer of the exit before
+NUMBER_SCORES, VECTOR_SCORES = ("closeness", "stability"), ("vector_closeness", "vector_stability")
+CHANGE_SCORES, ANSWER_SCORES = (NUMBER_SCORES[1], VECTOR_SCORES[1]), (*NUMBER_SCORES, *VECTOR_SCORES)
+SCORES_OF = {
+    "classes": SCORES,
+    "multilabel": (DECIDED,),
+    "segmentation": PIXEL_SCORES,
+    "regression": NUMBER_SCORES,
+    "embedding": VECTOR_SCORES,
+}
+ALL_SCORES = tuple(score for scores in SCORES_OF.values() for score in scores)
+UNKNOWN, TINY = 1e4, 1e-8  # the distance of exit 0's answer from one before, and the least norm
 SURE, LOW = 0.9, 0.1
 WEIGHTS = 5  # of a gate at an exit
 
@@ -39,7 +50,7 @@ class Policy:
     """Decides when early exits answer: exit k fires at ``score >= thresholds[k]``; the final exit always answers."""
 
     thresholds: tuple[float, ...]  # K-1 numbers; infinite: never
-    score: str  # one of SCORES, or DECIDED
+    score: str  # one of ALL_SCORES
     temperatures: tuple[float, ...]  # K positive numbers
     network: str = ""  # fingerprint of the network it was chosen for; empty fits any
     gate: Gate | None = None  # its estimates are compared with the thresholds, in place of the score
@@ -105,8 +116,9 @@ class Policy:
         )
 
     def needs(self, k: int) -> bool:
-        """Return whether the head of exit k is computed: it is final, or can fire."""
-        return k == len(self.thresholds) or self.thresholds[k] != math.inf
+        """Return whether the head of exit k is computed: it is final, or can fire, or the next can by the change since."""
+        compared = self.thresholds[k : k + 1 + (self.score in CHANGE_SCORES)]
+        return k == len(self.thresholds) or any(threshold != math.inf for threshold in compared)
 
 
 class Decision(NamedTuple):
@@ -139,9 +151,12 @@ def decide(policy: Policy, k: int, p: Array, support: Array) -> Decision:  # (B,
 def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)
     """Return the softmax of ``logits / temperature`` in float32; for ``decided`` (several labels), the sigmoid.
 
-    For the scores of pixels, the classes are the third axis from the end.
+    For the scores of pixels, the classes are the third axis from the end. For those of numbers and vectors, it returns the
+    logits, which end with the expected error.
     """
     x = logits.astype(np.float32, copy=False)
+    if kind in ANSWER_SCORES:
+        return x
     if temperature != 1.0:
         x = x / np.float32(temperature)
     if kind == DECIDED:
@@ -157,8 +172,11 @@ def find_score(p: Array, kind: str) -> Array:  # (B,C), of pixels (B,C,h,w) -> (
     """Return the score of each sample.
 
     ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability; ``decided`` (for
-    several labels): the smallest of max(p, 1 - p). For those of pixels see :data:`PIXEL_SCORES`.
+    several labels): the smallest of max(p, 1 - p). For those of pixels see :data:`PIXEL_SCORES`; for those of numbers and
+    vectors exp(-error).
     """
+    if kind in ANSWER_SCORES:
+        return np.exp(-p[..., -1])
     if kind == "max_probability":
         return np.maximum.reduce(p, -1)  # type: ignore[no-any-return]
     if kind == "entropy":
@@ -170,6 +188,19 @@ def find_score(p: Array, kind: str) -> Array:  # (B,C), of pixels (B,C,h,w) -> (
         return _score_cells(np.maximum.reduce(p, -3).reshape(len(p), -1), kind)
     two = np.partition(p, -2, axis=-1)[..., -2:]
     return two[..., 1] - two[..., 0]  # type: ignore[no-any-return]
+
+
+def compare_with(p: Array, previous: Array | None, kind: str) -> Array:  # (B,C+1) each -> (B,C+1)
+    """Put the distance from the answer of the exit before in place of the expected error, for the scores of stability."""
+    answers, distance = p[:, :-1], np.full(len(p), UNKNOWN, np.float32)
+    if previous is not None:
+        others = previous[:, :-1]
+        if kind in NUMBER_SCORES:
+            distance = np.abs(answers - others).mean(1)
+        else:
+            norms = (np.maximum(np.linalg.norm(x, axis=1), TINY) for x in (answers, others))
+            distance = np.maximum(1 - (answers * others).sum(1) / np.prod([*norms], 0), 0)
+    return np.concatenate([answers, distance[:, None]], 1)
 
 
 def _score_cells(top: Array, kind: str) -> Array:  # (B,N) -> (B,)

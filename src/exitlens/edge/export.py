@@ -15,10 +15,11 @@ from torch import Tensor
 
 import exitlens
 from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.functional.answers import Units, compare_with
 from exitlens.functional.maps import make_shift
 from exitlens.functional.pixels import LOW, SURE
 from exitlens.functional.routing import cover
-from exitlens.functional.scores import score
+from exitlens.functional.scores import probabilities, score_of
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.split import Activations, draw_inputs
 from exitlens.model.engine.onnx_files import (
@@ -38,8 +39,8 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import check_named
-from exitlens.types.settings import DECIDED, PIXEL_SCORES
-from exitlens.types.tasks import WITH_CLASSES, refuse_task
+from exitlens.types.settings import CHANGE_SCORES, DECIDED, PIXEL_SCORES
+from exitlens.types.tasks import CONTINUOUS, task_of_score
 from exitlens.workflow.inference import predict
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
@@ -70,18 +71,25 @@ class _Block:
         return name
 
 
-def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
-    """Write a file that decides on its own; raise :class:`ExportError` for a policy with a gate.
+def has_cascade(policy: Policy) -> bool:
+    """Return whether a file can decide on its own by this policy: without a gate, and without looking at two exits."""
+    return policy.gate is None and policy.score not in CHANGE_SCORES
+
+
+def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, units: Units = ()) -> None:
+    """Write a file that decides on its own; raise :class:`ExportError` for a policy with a gate, or a score of stability.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
     outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1; of pixels
-    ``(B,H,W)`` classes), ``exits``, ``scores``, ``probabilities`` ``(B,C)`` (not of pixels) and, for every exit in the file,
-    ``attention_K`` ``(B,*S)``, placed in the image (0 for samples that another exit answered). The score is the policy's.
+    ``(B,H,W)`` classes; numbers ``(B,)`` or ``(B,C)``, in ``units``; vectors ``(B,D)``), ``exits``, ``scores``,
+    ``probabilities`` ``(B,C)`` (of classes and labels only) and, for every exit in the file, ``attention_K`` ``(B,*S)``,
+    placed in the image (0 for samples that another exit answered). The score is the policy's.
     The weights of a stage are in the branch that runs it, because elsewhere ONNX Runtime does not choose the fast layouts.
     """
-    if policy.gate is not None:
+    if not has_cascade(policy):
         raise ExportError(
-            "policy: a cascade in one file has no gate. Fix: calibrate without one, or use the files of the stages."
+            "policy: a cascade in one file has no gate and no score of stability. Fix: calibrate without, or use the files "
+            "of the stages."
         )
     onnx = import_onnx()
     helper, kinds = onnx.helper, onnx.TensorProto
@@ -89,7 +97,7 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
     inputs = [value for value in models[0].graph.input if value.name in parts[0].inputs]
     inputs.append(helper.make_tensor_value_info(THRESHOLDS, kinds.FLOAT, [policy.num_exits - 1]))
     inputs.append(helper.make_tensor_value_info(TEMPERATURES, kinds.FLOAT, [policy.num_exits]))
-    builder = _Builder(onnx, parts, models, policy.score)
+    builder = _Builder(onnx, parts, models, policy.score, units)
     block, outputs = builder.build(0, {name: name for name in parts[0].inputs})
     for output, value in zip(builder.describe(0), outputs, strict=True):
         block.add("Identity", value, name=output.name)
@@ -103,11 +111,13 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
 class _Builder:
     """Builds the graph of a stage and of all later ones."""
 
-    def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str) -> None:
-        self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
-        self.classes, self.is_dense = self._list_sizes(0)[1], score in PIXEL_SCORES
+    def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str, units: Units) -> None:
+        self.onnx, self.parts, self.models, self.score, self.units = onnx, parts, models, score, units
+        self.task, self.is_dense = task_of_score(score), score in PIXEL_SCORES
+        self.has_values = self.task in CONTINUOUS
+        self.classes = self._list_sizes(0)[1] - self.has_values
         self.size = [dim.dim_value for dim in models[0].graph.input[0].type.tensor_type.shape.dim][2:]  # of images
-        self.answers = ANSWERS[:-1] if self.is_dense else ANSWERS
+        self.answers = ANSWERS[:-1] if self.is_dense or self.has_values else ANSWERS
 
     def _list_sizes(self, place: int) -> list[int]:
         """Return the sizes of a stage's logits; 0 for the number of samples."""
@@ -118,8 +128,10 @@ class _Builder:
         make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
         rows, end = (f"rows_{place}", f"_from_{place}") if place else ("rows", "")
         by_class, parts = [rows, self.classes], self.parts[place:]
-        labels = by_class if self.score == DECIDED else [rows, *self.size] if self.is_dense else [rows]
-        shapes, types = (labels, [rows], [rows], by_class), (kinds.INT64, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
+        has_columns = self.score == DECIDED or (self.has_values and not self._is_single())
+        labels = by_class if has_columns else [rows, *self.size] if self.is_dense else [rows]
+        kind_of_labels = kinds.FLOAT if self.has_values else kinds.INT64
+        shapes, types = (labels, [rows], [rows], by_class), (kind_of_labels, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
         answers = [make(f"{name}{end}", kind, shape) for name, kind, shape in zip(self.answers, types, shapes, strict=False)]
         return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in parts]
 
@@ -162,6 +174,8 @@ class _Builder:
     def _rate(self, block: _Block, place: int, logits: str) -> list[str]:
         """Add labels, exits, scores and probabilities of an exit; return their names (of pixels, logits for labels)."""
         exit_ = self.parts[place].exit
+        if self.has_values:
+            return self._read_values(block, exit_, logits)
         temperature = block.add("Gather", TEMPERATURES, block.hold(exit_, np.int64), axis=0)
         scaled = block.add("Div", logits, temperature)
         if self.is_dense:
@@ -187,6 +201,21 @@ class _Builder:
             is_label = block.add("GreaterOrEqual", p, block.hold(0.5, np.float32))
             return [block.add("Cast", is_label, to=self.onnx.TensorProto.INT64), exits, score, p]
         return [block.add("ArgMax", p, axis=1, keepdims=0), exits, score, p]
+
+    def _is_single(self) -> bool:
+        """Return whether an answer is one number."""
+        return self.task == "regression" and self.classes == 1
+
+    def _read_values(self, block: _Block, exit_: int, logits: str) -> list[str]:  # (n,C+1)
+        """Add numbers or vectors, exits, and scores from the expected errors."""
+        axis, place = block.hold([1], np.int64), block.hold(self.classes, np.int64)
+        values = block.add("Slice", logits, block.hold([0], np.int64), block.hold([self.classes], np.int64), axis)
+        if self.units:
+            mean, spread = (block.hold(column, np.float32) for column in zip(*self.units, strict=True))
+            values = block.add("Add", block.add("Mul", values, spread), mean)
+        values = block.add("Squeeze", values, axis) if self._is_single() else values
+        score = block.add("Exp", block.add("Neg", block.add("Gather", logits, place, axis=1)))
+        return [values, block.add("Expand", block.hold([exit_], np.int64), block.add("Shape", score)), score]
 
     def _score_pixels(self, block: _Block, place: int, logits: str) -> list[str]:  # (n,C,h,w)
         """Add exits, and scores as ``score_pixels`` of the library gives them.
@@ -301,7 +330,8 @@ def export(
             another export. Thresholds and temperatures can be changed without one.
         directory: a new directory; it appears complete or not at all.
         policies: further policies by name, as in :func:`exitlens.save`, for ``exitlens_runtime.load(dir, policy=name)``.
-            ``cascade.onnx`` has no gate and the score of ``policy``: it takes the thresholds of policies with that score.
+            ``cascade.onnx`` has the score of ``policy``: it takes the thresholds of policies with that score. It is not
+            there if ``policy`` has a gate, or a score of stability, which compares two exits.
         overwrite: replace an existing edge bundle.
 
     Raises:
@@ -325,7 +355,6 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
-    refuse_task(net.info.task, "net: export", WITH_CLASSES)
     import_onnx()
     dtype = next(net.head(0).parameters()).dtype
     if dtype != torch.float32:
@@ -375,7 +404,7 @@ def write_bundle(
         write_json(directory / POLICIES, {name: other.to_dict() for name, other in named.items()})
         files.append(directory / POLICIES)
     write_golden(directory / GOLDEN, net, policy, [part.exit for part in parts])
-    if policy.gate is None:
+    if has_cascade(policy):
         write_checked_cascade(directory / CASCADE, net, policy, parts)
         files.append(directory / CASCADE)
     info, spec, examples = net.info, net.input_spec, list_tensors(net.info.example(torch.zeros(())))
@@ -388,6 +417,7 @@ def write_bundle(
         "num_classes": info.num_classes,
         "classes": list(info.classes),
         **({} if info.task == "classes" else {"task": info.task}),
+        **({"units": [list(pair) for pair in info.units]} if info.units else {}),
         "modality": info.modality.name,
         "inputs": [
             {"name": name, "dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape[1:])}
@@ -412,10 +442,16 @@ class _Samples:
         self.tensors = dict(zip(name_inputs(net), activations, strict=True))
         with net.open_engine() as engine:
             self.outputs = engine.compute_outputs(engine.enter(activations))  # logits and attention of every exit
-        scores = [score(self.outputs[k][0], policy.score, policy.temperatures[k]) for k in early]
+        scores, compares = list[Tensor](), policy.score in CHANGE_SCORES
+        before: Tensor | None = None
+        for k in early:
+            p = probabilities(self.outputs[k][0], policy.temperatures[k], policy.score)
+            p = before = compare_with(p, before, policy.task) if compares else p
+            scores.append(score_of(p, policy.score))
         self.scores = torch.stack(scores) if scores else torch.empty(0, count)  # (K-1,B)
         middle = self.scores.sort(1).values[:, count // 2 : count // 2 + 2].mean(1).tolist()  # half of the samples reach it
-        thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
+        can_fire = [k in exits and (not compares or k - 1 in exits) for k in early]
+        thresholds = tuple(middle[k] if can_fire[k] else math.inf for k in early)
         inputs: Inputs = self.tensors if net.input_spec.names else activations[0]
         parting, has_maps = Policy(thresholds, policy.score, policy.temperatures), have_maps(net.heads)
         self.answers = [(used, predict(net, inputs, used, attention=has_maps)) for used in (policy, parting)]
@@ -427,7 +463,7 @@ def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Seque
     Where rounding decides, another answer is right, too: another exit near a threshold, another class of a pixel that is
     nearly as probable.
     """
-    write_cascade(path, parts, policy)
+    write_cascade(path, parts, policy, net.info.units)
     samples, session = _Samples(net, policy, [part.exit for part in parts], CASCADE_SAMPLES), open_file(path)
     names = [value.name for value in session.get_outputs()]
     feed: dict[str, Any] = {name: t.numpy() for name, t in samples.tensors.items()}
@@ -452,7 +488,12 @@ def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Seque
 
 
 def _compare_labels(labels: Tensor, expected: Prediction) -> Tensor:
-    """Return 0 where labels are the expected ones; of pixels, by how much these are more probable."""
+    """Return 0 where labels are the expected ones; of pixels, by how much these are more probable.
+
+    Numbers and vectors are subtracted, and compared with the largest of them.
+    """
+    if labels.is_floating_point():
+        return (labels - expected.labels) / expected.labels.abs().max().clamp_min(1.0)
     if labels.ndim < 3:
         return labels - expected.labels.long()
     p = expected.probabilities

@@ -17,6 +17,7 @@ from exitlens.io import write_json, write_manifest
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.preprocessing import Preprocess
+from exitlens.types.tasks import WITH_CLASSES, refuse_task
 
 VERSION = "1.30.0"  # of onnxruntime-web
 FILES = {  # in its folder dist, with their SHA-256
@@ -58,6 +59,7 @@ def export_web(
     """
     require(ort, str | Path | None, "ort")
     export.check_arguments(net, policy, directory)
+    refuse_task(net.info.task, "net: the page for browsers", WITH_CLASSES)
     if not isinstance(net.info.preprocess, Preprocess):
         raise ExportError("net: the page has to know how pictures become inputs. Fix: call net.describe(preprocess=...).")
     if net.info.task == "multilabel":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.types.tasks import Task, split_answers
+from exitlens.types.tasks import Task, read_answers, split_answers
 from exitlens.types.traces import AnswerSummary
 
 Units = tuple[tuple[float, float], ...]  # for each number its mean and its spread (standard deviation) in the training data
@@ -37,6 +37,15 @@ def restore_units(numbers: Tensor, units: Units) -> Tensor:  # (...,C) -> (...,C
     mean, spread = numbers.new_tensor(units or ((0.0, 1.0),)).T
     restored: Tensor = numbers * spread + mean
     return restored
+
+
+def tell_answers(p: Tensor, task: Task, units: Units) -> Tensor:  # (B,C) -> (B,), (B,C) or (B,H,W)
+    """Return the answers of :func:`~exitlens.types.tasks.read_answers` as people get them: numbers in the data's units."""
+    answers = read_answers(p, task)
+    if task != "regression":
+        return answers
+    numbers = restore_units(answers, units)
+    return numbers[:, 0] if numbers.shape[1] == 1 else numbers
 
 
 def measure_distance(answers: Tensor, others: Tensor, task: Task) -> Tensor:  # (...,C) each -> (...)

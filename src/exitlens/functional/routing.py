@@ -175,7 +175,7 @@ def cover(policies: Sequence[Policy]) -> Policy:
     """Return a policy that needs every head that one of these policies needs: for cutting a network, not for answering."""
     early = range(policies[0].num_exits - 1)
     thresholds = tuple(0.0 if any(needs_head(policy, k) for policy in policies) else math.inf for k in early)
-    return Policy(thresholds, policies[0].score)
+    return Policy(thresholds, USUAL_SCORES[policies[0].task])  # by a score of change, exits before these would join
 
 
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)

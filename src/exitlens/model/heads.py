@@ -284,7 +284,7 @@ class ExitHead(nn.Module, ABC):
     def with_support(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, attention and, for a gate, ``(B,3)`` of :func:`~exitlens.functional.routing.measure_support`."""
         out: ExitOutput = self(*activations)
-        if out.logits.ndim == 4:  # of pixels, which have no gate
+        if out.logits.ndim == 4 or not out.evidence.shape[1]:  # of pixels and of vectors, which have no gate
             return out.logits, out.attention, out.attention.new_zeros(out.attention.shape[0], 3)
         return out.logits, out.attention, measure_evidence_support(out.evidence, out.logits, out.attention)
 

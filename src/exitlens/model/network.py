@@ -143,6 +143,7 @@ class NetworkInfo:
             input_shapes=shapes if has_floats and not is_alone else (),
             map_offsets=tuple(map(tuple, manifest["map_offsets"])),
             task=manifest.get("task", "classes"),
+            units=_to_tuples(manifest.get("units", ())),
         )
         preprocess = manifest["preprocess"]
         return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))

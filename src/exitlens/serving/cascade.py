@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import RequestError
+from exitlens.functional.answers import tell_answers
 from exitlens.functional.pixels import resize_probabilities
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.auditing import AuditedRouter, Recomposing
@@ -22,7 +23,6 @@ from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.serving.models import Array, ServedModel
 from exitlens.types import Policy
 from exitlens.types.policies import DEFAULT
-from exitlens.types.tasks import read_answers
 
 OnStep = Callable[[int, int, float], None]
 LOG = logging.getLogger("exitlens.serving")
@@ -75,7 +75,7 @@ class Ticket:
     """The samples of one request, and their answers so far.
 
     Attributes:
-        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels.
+        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels; numbers and vectors as float32.
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
         trust: ``(n,)`` float32, a gate's estimates that the final exit would answer the same; -1 without a gate.
         refused: ``(n,)`` int64, the first exits whose answers the gate refused; -1 for none.
@@ -88,11 +88,11 @@ class Ticket:
     """
 
     def __init__(self, activations: Activations, terms: Terms, model: ServedModel, future: Any = None) -> None:
-        num_classes = model.info.num_classes
+        num_classes = 0 if model.gives_values else model.info.num_classes
         count = len(activations[0])
         self.activations, self.terms, self.future = activations, terms, future
-        shape = (num_classes,) if model.gives_labels else model.image_size
-        self.labels: Array = np.empty((count, *shape), np.bool_ if model.gives_labels else np.int64)
+        kind = np.bool_ if model.gives_labels else np.float32 if model.gives_values else np.int64
+        self.labels: Array = np.empty((count, *model.label_shape), kind)
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
         self.limited, self.trust = np.zeros(count, np.bool_), np.full(count, -1, np.float32)
@@ -323,9 +323,9 @@ class Cascade:
             placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
         if self.model.image_size:
             p = resize_probabilities(p, self.model.image_size)  # of samples that do not leave they are smaller
-        labels: Any = read_answers(p, self.model.info.task)
+        labels: Any = tell_answers(p, self.model.info.task, self.model.info.units)
         labels = labels.tolist() if labels.ndim == 1 else labels.numpy()
-        p = p.mean((2, 3)) if self.model.image_size else p
+        p = p.mean((2, 3)) if self.model.image_size else p[:, :0] if self.model.gives_values else p
         trust = refused = [-1] * len(p)
         if part.trust is not None:
             trust, refused = part.trust.tolist(), part.find_refused().tolist()

@@ -29,7 +29,7 @@ from exitlens.serving.models import Array, ServedModel
 from exitlens.serving.settings import Batching, Watching
 from exitlens.types import Prediction
 from exitlens.types.policies import DEFAULT
-from exitlens.types.tasks import USUAL_SCORES, find_answers
+from exitlens.types.tasks import USUAL_SCORES, WITH_CLASSES, find_answers, refuse_task
 
 LOG = logging.getLogger("exitlens.serving")
 SHADOWED = 64  # samples that may wait for idle time to be compared with the final exit
@@ -232,6 +232,8 @@ class Watch:
 
     def __init__(self, model: ServedModel, metrics: Metrics, watching: Watching) -> None:
         self.model, self.metrics, self.watching = model, metrics, watching
+        if watching.shadow:
+            refuse_task(model.info.task, "shadow: it", WITH_CLASSES)
         self.monitor, policy = None, model.policies[DEFAULT]
         if model.adaptive is not None:
             LOG.info("%s: no drift watch: thresholds adapt", model.name)

@@ -33,7 +33,7 @@ from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
-from exitlens.types.tasks import WITH_CLASSES, name_answers, refuse_task
+from exitlens.types.tasks import CONTINUOUS, name_answers, refuse_task
 from exitlens.workflow.inference import check_policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -102,6 +102,18 @@ class ServedModel:
     def image_size(self) -> tuple[int, ...]:
         """Height and width of the images whose pixels it answers; empty if it answers whole samples."""
         return tuple(self.spec.shape[-2:]) if self.info.task == "segmentation" else ()
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's answer; empty for a class or a number."""
+        count = self.info.num_classes
+        has_columns = self.gives_labels or self.info.task == "embedding" or (self.gives_values and count > 1)
+        return (count,) if has_columns else self.image_size
+
+    @property
+    def gives_values(self) -> bool:
+        """True if an answer is a number or several, or a vector: it has no classes and no probabilities."""
+        return self.info.task in CONTINUOUS
 
     @property
     def gives_labels(self) -> bool:
@@ -231,7 +243,6 @@ def read_version(source: Path) -> str:
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
     """Return a network in memory with its policies, one of them ``default``; raise :class:`PolicyError` for misfits."""
-    refuse_task(net.info.task, "net: a server", WITH_CLASSES)
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]

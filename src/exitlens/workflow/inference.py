@@ -18,7 +18,7 @@ from exitlens.data.batches import count_batches, iterate_inputs
 from exitlens.data.streams import open_stream
 from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
-from exitlens.functional.answers import restore_units
+from exitlens.functional.answers import tell_answers
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.adapting import Adaptive
 from exitlens.model.engine.auditing import Recomposing, open_router
@@ -32,7 +32,7 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import CONTINUOUS, read_answers, refuse_task
+from exitlens.types.tasks import CONTINUOUS, refuse_task
 from exitlens.types.tiles import Tiles
 
 
@@ -121,10 +121,7 @@ def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
     trust = refused = None
     if estimates := [part.trust for part in routed if part.trust is not None]:
         trust, refused = torch.cat(estimates)[order], torch.cat([part.find_refused() for part in routed])[order]
-    labels = read_answers(p, net.info.task)
-    if net.info.task == "regression":
-        labels = restore_units(labels, net.info.units)
-        labels = labels[:, 0] if net.info.num_classes == 1 else labels
+    labels = tell_answers(p, net.info.task, net.info.units)
     p = p[:, :0] if net.info.task in CONTINUOUS else p
     return Prediction(labels, exits, scores, p, maps, where, trust, refused)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,6 +16,7 @@ from exitlens.serving.cascade import Terms, Ticket, is_adapted
 from exitlens.serving.models import Array, ServedModel
 from exitlens.serving.settings import LONGEST_ID
 from exitlens.types import Policy
+from exitlens.types.inputs import MASK
 from exitlens.types.outputs import tell_apart
 from exitlens.types.policies import DEFAULT
 
@@ -121,7 +123,7 @@ def _write_attention(_: ServedModel, ticket: Ticket) -> Array:
 
 
 OUTPUTS: Mapping[str, Output] = {
-    "label": Output("INT64", lambda _, ticket: ticket.labels.astype(np.int64)),
+    "label": Output("INT64", lambda model, ticket: ticket.labels if model.gives_values else ticket.labels.astype(np.int64)),
     "probabilities": Output("FP32", lambda _, ticket: ticket.probabilities),
     "exit": Output("INT64", lambda _, ticket: ticket.exits),
     "confidence": Output("FP32", lambda _, ticket: ticket.confidence),
@@ -140,11 +142,21 @@ OUTPUTS: Mapping[str, Output] = {
 }
 
 
+def name_type(model: ServedModel, name: str) -> str:
+    """Return the datatype of an output in the protocol: labels that are numbers or vectors are FP32."""
+    return "FP32" if name == "label" and model.gives_values else OUTPUTS[name].datatype
+
+
+def list_default_outputs(model: ServedModel) -> list[str]:
+    """Return the outputs of a request that names none: numbers and vectors have no probabilities."""
+    return [name for name in DEFAULT_OUTPUTS if not (name == "probabilities" and model.gives_values)]
+
+
 def shape_output(model: ServedModel, name: str) -> tuple[int, ...]:
     """Return the shape of an output, -1 where it depends on the request."""
-    axes, classes = len(model.spec.shape) - (0 if model.spec.names else 1), model.info.num_classes
-    label = (classes,) if model.gives_labels else model.image_size
-    sizes = {"label": label, "probabilities": (classes,), "attention": (-1,) * axes, "attention_shape": (axes,)}
+    axes = len(model.spec.shape) - (0 if model.spec.names else 1)
+    classes = 0 if model.gives_values else model.info.num_classes
+    sizes = {"label": model.label_shape, "probabilities": (classes,), "attention": (-1,) * axes, "attention_shape": (axes,)}
     return (-1, *sizes.get(name, ()))
 
 
@@ -155,6 +167,8 @@ def write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
     labels = ticket.labels[i]
     if model.image_size:
         told: dict[str, Any] = {"areas": model.measure_areas(labels)}
+    elif model.gives_values:
+        told = {"label": labels.tolist()}
     else:
         told = {"label": np.flatnonzero(labels).tolist() if model.gives_labels else int(labels)}
     return {
@@ -169,6 +183,46 @@ def write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
         "limited": bool(ticket.limited[i]),
         "ms": round(1000 * (ticket.done - ticket.since), 3),
     }
+
+
+class EmbeddingRequest(NamedTuple):
+    """A request of a client of OpenAI's embeddings route."""
+
+    texts: list[str]
+    model: str
+    packs: bool  # vectors come as base64, for which these clients ask unless told otherwise
+    terms: Mapping[str, Any]
+
+
+def read_embedding_request(body: bytes) -> EmbeddingRequest:
+    """Read the JSON of a request to ``/v1/embeddings``; raise :class:`RequestError` for anything else."""
+    try:
+        given = json.loads(body)
+        texts, model, encoding = given.pop("input"), given.pop("model", ""), given.pop("encoding_format", "float")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f'body: expected {{"input": [...], "model": ...}}, got {shorten(body)}') from error
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"input: expected a text or a list of texts, got {shorten(texts)}")
+    if encoding not in ("float", "base64"):
+        raise RequestError(f"encoding_format: expected float or base64, got {shorten(encoding)}")
+    given.pop("user", None)
+    return EmbeddingRequest(texts, str(model), encoding == "base64", given)
+
+
+def write_embeddings(model: ServedModel, ticket: Ticket, packs: bool) -> dict[str, Any]:
+    """Return vectors as OpenAI's route does, with the exit of each; ``usage`` counts what the network has read."""
+    vectors: list[Any] = ticket.labels.tolist()
+    if packs:
+        vectors = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in ticket.labels]
+    named = dict(zip(model.spec.names, ticket.activations, strict=False))
+    tokens = int(named[MASK].sum()) if MASK in named else ticket.activations[0].numel()
+    data = [
+        {"object": "embedding", "index": i, "embedding": vector, "exit": exit_}
+        for i, (vector, exit_) in enumerate(zip(vectors, ticket.exits.tolist(), strict=True))
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model.name, "usage": usage, **describe_terms(model, ticket.terms)}
 
 
 def give_reason(model: ServedModel, ticket: Ticket, i: int) -> str:

@@ -41,6 +41,7 @@ from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import Preprocess
+from exitlens.types.tasks import ANSWERS
 from exitlens.workflow.explanation import explain_batch
 
 T = TypeVar("T")
@@ -162,6 +163,7 @@ class _Routes:
             _make_route("/models", self._describe_models),
             _make_route("/classify", self._classify, "POST"),
             _make_route("/explain", self._explain, "POST"),
+            _make_route("/v1/embeddings", self._embed, "POST"),
             _make_route("/metrics", self._show_metrics),
             _make_route("/", self._show_page),
             _make_route("/openapi.json", self._show_api),
@@ -215,7 +217,7 @@ class _Routes:
             read = partial(read_infer, body, None if length is None else int(length), max_elements=most)
             given = read() if is_quick else await self._run_aside(read)
             answers.check_known("outputs", given.outputs, answers.OUTPUTS)
-            wanted = [*given.outputs] or answers.DEFAULT_OUTPUTS
+            wanted = [*given.outputs] or answers.list_default_outputs(model)
             terms = answers.read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*answers.MAPS}))
             if is_quick and IMAGE not in given.inputs:
                 activations = self._make_inputs(model, given)
@@ -274,7 +276,7 @@ class _Routes:
         inputs = [(x.name, name_datatype(np.empty(0, x.dtype), x.name), (-1, *x.shape)) for x in model.inputs]
         if model.sample_name:
             inputs.append((model.sample_name, "BYTES", (-1,)))
-        outputs = [(name, output.datatype, answers.shape_output(model, name)) for name, output in answers.OUTPUTS.items()]
+        outputs = [(name, answers.name_type(model, name), answers.shape_output(model, name)) for name in answers.OUTPUTS]
         tensors = {
             side: [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in rows]
             for side, rows in (("inputs", inputs), ("outputs", outputs))
@@ -320,6 +322,22 @@ class _Routes:
         rows = [answers.write_row(model, ticket, i) for i in range(len(ticket))]
         answer = {"model": model.name, "version": model.version, **answers.describe_terms(model, ticket.terms)}
         return JSONResponse(answer | (rows[0] if len(rows) == 1 else {"answers": rows}))
+
+    async def _embed(self, request: Request) -> Response:
+        """Answer texts with vectors, in the form of OpenAI's embeddings route."""
+        exchange, asked = find_exchange(request.scope), answers.read_embedding_request(await request.body())
+        self._check_count(len(asked.texts))
+        with self.repository.enter(asked.model) as endpoint:
+            model = endpoint.model
+            exchange.model = model.name
+            if model.info.task != "embedding":
+                raise RequestError(
+                    f"model: {model.name} answers {ANSWERS[model.info.task]}, no vectors. Fix: use /classify."
+                )
+            terms = answers.read_terms(model, asked.terms, exchange.started, False)
+            activations = await self._run_aside(model.read, asked.texts, self.limits.max_pixels)
+            ticket = await self._answer(request, endpoint, activations, terms)
+        return JSONResponse(await self._run_aside(answers.write_embeddings, model, ticket, asked.packs))
 
     async def _explain(self, request: Request) -> Response:
         """Show where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
