@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
+import numpy as np
+
 from exitlens.data.streams import SampleStream
 from exitlens.delivery.pictures import draw_mask
 from exitlens.errors import DataError, ExitlensError, InputError, OutputError, OutputExistsError, import_extra
@@ -78,6 +80,29 @@ def write_masks(
                 raise OutputError(f"out: {mask} cannot be written ({_reason(error)}). Fix: make room there.") from error
         yield pred
         count += len(pred)
+
+
+def keep_arrays(predictions: Iterable[Prediction], samples: SampleStream, out: Path) -> Iterator[Prediction]:
+    """Pass answers on, and after the last one write a new NumPy file of them.
+
+    A ``.npy`` file has numbers ``(N,)`` or ``(N,C)``, or vectors ``(N,D)``, in the order of the data; a ``.npz`` file has
+    these as ``labels``, beside ``files``, ``exits`` and ``confidence`` ``(N,)``.
+    """
+    if out.exists():
+        raise OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+    kept = []
+    for pred in predictions:
+        kept.append((pred.labels, pred.exits, pred.confidence))
+        yield pred
+    names = ("labels", "exits", "confidence")
+    arrays = {name: np.concatenate(parts) for name, parts in zip(names, zip(*kept, strict=True), strict=False)}
+    if arrays:
+        make_directory(out.parent, "out")
+        with replace_atomically(out) as temporary, temporary.open("wb") as handle:
+            if out.suffix.lower() == ".npy":
+                np.save(handle, arrays["labels"])
+            else:
+                np.savez(handle, files=np.array([str(name) for name in samples.files[: len(arrays["exits"])]]), **arrays)
 
 
 def place_mask(file: str, data: Path, out: Path) -> Path:

@@ -16,6 +16,7 @@ from torch import nn
 
 from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
+from exitlens.model.backbones.sentences import EXTRA, Sentences
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, load_state, report_match
 from exitlens.model.network import NetworkInfo
@@ -25,7 +26,11 @@ from exitlens.types.weights import Say
 
 Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
-TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor_config.json"
+TOKENIZER, PROCESSOR, MODULES = (
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "modules.json",
+)  # the last: of a SentenceTransformer
 TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 HALF = (0.5, 0.5, 0.5)
 CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "auto_map")  # may name code on the Hub
@@ -86,6 +91,22 @@ def build_backbone(
     return _build_torchvision(name, num_classes, pretrained, say)
 
 
+def build_encoder(source: str, *, pretrained: bool = False, config: Config = None, say: Say | None = None) -> Sentences:
+    """Build a text encoder that answers vectors, from ``hf:DIRECTORY`` or ``hf:NAME``; the arguments are as above.
+
+    The directory of a ``SentenceTransformer`` says how tokens are pooled, as ``config`` does; others take the mean.
+    """
+    family, _, name = source.partition(":")
+    if family != "hf":
+        raise InputError(f"backbone: {source!r} answers no vectors of texts. Fix: use hf:DIRECTORY, or attach in Python.")
+    if pretrained and (Path(name) / MODULES).is_file():
+        package = import_extra("sentence_transformers", EXTRA, f"backbone {source}")
+        with _silence(import_extra("transformers", "hf", f"backbone {source}")):
+            return Sentences.read(package.SentenceTransformer(name, device="cpu")).eval()
+    network = _build_transformers(name, 2, 3, pretrained, config, None, say, is_encoder=True)
+    return Sentences(network, (config or {}).get("pooling", "mean")).eval()
+
+
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """Build the backbone that a network was attached to, with random weights, from the record in its bundle.
 
@@ -93,6 +114,8 @@ def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """
     if info.source.startswith("hf:") and info.config is None:
         raise InputError(f"backbone: {info.source} stands without its configuration. Fix: save the bundle again.")
+    if info.task == "embedding":
+        return build_encoder(info.source, config=info.config)
     return build_backbone(info.source, info.num_classes, info.channels, config=info.config, modality=info.modality)
 
 
@@ -141,7 +164,14 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
 
 
 def _build_transformers(
-    name: str, num_classes: int, in_channels: int, pretrained: bool, config: Config, vocabulary: int | None, say: Say | None
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool,
+    config: Config,
+    vocabulary: int | None,
+    say: Say | None,
+    is_encoder: bool = False,
 ) -> nn.Module:
     """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``."""
     transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
@@ -151,7 +181,7 @@ def _build_transformers(
         settings.num_channels = in_channels
     if vocabulary is not None and not pretrained:
         settings.vocab_size = vocabulary
-    auto = _find_auto_class(transformers, settings)
+    auto = transformers.AutoModel if is_encoder else _find_auto_class(transformers, settings)
     if not settings.architectures:  # the first of several (DeiT with or without a teacher)
         settings.architectures = [_list_classes(auto, settings)[0].__name__]
     if not pretrained:
@@ -220,7 +250,10 @@ def read_tokenizer(source: str) -> str | None:
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
-    """Return the configuration from which transformers can build this classifier again; ``None`` for other modules."""
+    """Return the configuration from which this classifier or text encoder is built again; ``None`` for other modules."""
+    if isinstance(module, Sentences):
+        config = getattr(module.encoder, "config", None)
+        return None if config is None else json.loads(config.to_json_string(use_diff=False)) | {"pooling": module.pooling}
     if not type(module).__module__.startswith("transformers."):
         return None
     transformers = import_extra("transformers", "hf", "backbone")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -23,6 +25,7 @@ from exitlens.model.backbones.build import (
     TOKENIZER,
     Normalisation,
     build_backbone,
+    build_encoder,
     read_normalisation,
     read_tokenizer,
 )
@@ -32,6 +35,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types.inputs import can_be_channels_last, list_tensors
 from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.settings import AS_RECORDED, NetworkSettings, ReadSettings
+from exitlens.types.tasks import BY_LABELS
 from exitlens.types.weights import Say
 
 TEXT_LENGTH = 64
@@ -134,7 +138,16 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first sample that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
+    build: Callable[..., Any] = partial(
+        build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality
+    )
+    if is_encoder := train.task == "embedding":
+        if not settings.pretrained or train.modality is not TEXT:
+            need = "a trained encoder of texts, whose vectors its exits learn"
+            raise InputError(
+                f"task: 'embedding' needs {need}. Fix: --backbone hf:DIRECTORY --pretrained, or attach in Python."
+            )
+        build = partial(build_encoder, backbone)
     words = settings.exits  # names such as layer1,layer2, or a number
     exits = int(words) if words.lstrip("-").isdigit() else [name.strip() for name in words.split(",") if name.strip()]
     exits = exits or []
@@ -145,7 +158,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     reads = train.modality if backbone == "small" else find_reader(plain.forward)
     if reads is not train.modality:
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
-    positions = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
+    positions = getattr(getattr(plain.encoder if is_encoder else plain, "config", None), "max_position_embeddings", None)
     if isinstance(train, TextSet) and isinstance(positions, int) and 0 < positions < train.preprocess.length:
         raise InputError(
             f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
@@ -161,14 +174,14 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     net = attach(
         plain,
         exits,
-        len(train.classes),
+        plain.encoder.config.hidden_size if is_encoder else len(train.classes),
         example,
-        final="keep" if settings.keep_final else "head",
+        final="keep" if settings.keep_final or is_encoder else "head",
         end=settings.end,
         placement=settings.placement,
         head=settings.head or train.modality.head,  # type: ignore[arg-type]
         groups=read_groups(settings.groups, train.preprocess) if settings.groups else None,
-        task="segmentation" if train.labels.ndim == 3 else None,
+        task=None if train.task in BY_LABELS else train.task,
     )
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
