@@ -302,8 +302,8 @@ def read_ts(path: Path, columns: Columns = _TS_COLUMNS) -> Rows:
             names.append(f"{path}:{number}")
     if not series:
         raise DataError(f"data: {path} has no series: expected one in each line below @data")
-    rows_ = label_rows(names, columns, {"label": labels}, lambda: names)
-    return rows_._replace(series=series, faults=faults, classes=classes or rows_.classes)
+    listed = label_rows(names, columns, {"label": labels}, lambda: names)
+    return listed._replace(series=series, faults=faults, classes=classes or listed.classes)
 
 
 def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, columns: Columns) -> tuple[bool, tuple[str, ...], int]:
@@ -328,8 +328,7 @@ def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, columns: Column
         raise DataError(f"data: {path} has time stamps, expected values at equal steps. Fix: {fix}")
     wanted, what = ("@targetLabel", "numbers") if columns.task == "regression" else ("@classLabel", "class labels")
     if columns.labels and not is_true(wanted.lower()):
-        more = " and their names" if what == "class labels" else ""
-        raise DataError(f"data: {path} has no {what}: expected {wanted} true{more}")
+        raise DataError(f"data: {path} has no {what}: expected {wanted} true")
     dimensions = fields.get("@dimensions") or fields.get("@dimension") or ["1" if is_true("@univariate") else "0"]
     if not dimensions[0].isdecimal():
         raise DataError(f"data: {path}: @dimensions: expected a number of channels, got {dimensions[0]!r:.40}")

@@ -15,6 +15,7 @@ from exitlens.data.readers import EncodedImages, check_bad
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.types.preprocessing import Preprocess
+from exitlens.types.tasks import CONTINUOUS
 
 Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "words", "other"]
 # list: of numbers; words: a list of classes or strings
@@ -43,7 +44,7 @@ class Columns(NamedTuple):
     group: str = ""  # column of the group
     split: str = ""  # column of the split
     pattern: str = ""  # a regular expression for the group, in place of a column
-    task: str = ""  # ``regression``: labels are numbers
+    task: str = ""  # that of the choice
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -233,7 +234,7 @@ class ColumnChoice(NamedTuple):
     columns: str = ""  # which columns to read, see :func:`parse_columns`
     group_by: str = ""  # a column, or a regular expression on file names; samples that agree in it belong together
     split_by: str = ""  # a column that names the split of each sample
-    task: str = ""  # of a network: ``multilabel``: the labels of a sample have ``;`` between them
+    task: str = ""  # of a network, or empty; of ``multilabel``, the labels of a sample have ``;`` between them
 
 
 class Rows(NamedTuple):
@@ -246,7 +247,7 @@ class Rows(NamedTuple):
     arrays: Tensor | None = None  # (N,*S) float32; rows with a fault hold any values
     features: tuple[str, ...] = ()  # names, if ``arrays`` are vectors
     labels: Sequence[str | None] | None = None  # class names or numbers; several have ``;`` between them
-    numbers: Tensor | None = None  # (N,C), if labels are numbers; not finite where they are none
+    numbers: Tensor | None = None  # (N,C) if labels are numbers, not finite where they are none; (N,0) without labels
     keys: Sequence[str | None] | None = None
     groups: Sequence[str | None] | None = None
     splits: Sequence[str | None] | None = None
@@ -263,15 +264,14 @@ def label_rows(
 
     Several label columns hold 0 and 1, or numbers; ``paths`` gives what a regular expression for groups is matched with.
     """
-    labels, numbers, flags = columns.labels, None, dict[str, Sequence[str | None]]()
-    joined = words.get("".join(labels))
-    if columns.task == "regression" and labels:
+    labels, joined, numbers = columns.labels, words.get("".join(columns.labels)), None
+    if columns.task in CONTINUOUS:
         fields = [[value or "" for value in row] for row in zip(*(words[label] for label in labels), strict=True)]
-        numbers = torch.tensor([list(map(_read_number, row)) for row in fields], dtype=torch.float64).float()
-        joined = [SEPARATOR.join(row).strip(SEPARATOR) for row in fields]
+        values = [_read_number(field) for row in fields for field in row]
+        numbers = torch.tensor(values, dtype=torch.float64).float().view(len(names), len(labels))
+        joined = [SEPARATOR.join(row).strip(SEPARATOR) for row in fields] if labels else None
     elif len(labels) > 1:
-        flags = {label: words[label] for label in labels}
-        joined = join_flags(flags, names)
+        joined = join_flags({label: words[label] for label in labels}, names)
     return Rows(
         names,
         labels=joined,
@@ -279,8 +279,8 @@ def label_rows(
         keys=words.get(columns.key),
         groups=match_groups(columns.pattern, paths()) if columns.pattern else words.get(columns.group),
         splits=words.get(columns.split),
-        classes=labels if numbers is not None else tuple(flags),
-        several=bool(flags),
+        classes=labels if len(labels) > 1 or numbers is not None else (),
+        several=len(labels) > 1 and numbers is None,
     )
 
 
@@ -334,7 +334,7 @@ def check_rows(
                 faults.setdefault(i, f"no {what}")
         odd = () if rows.numbers is None else (~rows.numbers.isfinite()).any(1).nonzero().flatten().tolist()
         for i in odd:
-            wanted = "finite numbers" if len(rows.classes) > 1 else "a finite number"
+            wanted = f"{len(rows.classes)} finite number(s)"
             faults.setdefault(i, f"{'|'.join(rows.classes)}: expected {wanted}, got {(rows.labels or ())[i]!r:.60}")
         good[part] = [i for i in range(len(rows.names)) if i not in faults] if faults else range(len(rows.names))
         bad += [f"{rows.names[i]}: {faults[i]}" for i in sorted(faults)]

@@ -172,12 +172,9 @@ def make_sets(
     if not parts:
         raise DataError(f"data: {origin} has no labels: none of its rows has one")
     good, _ = check_rows(parts, skip_bad, several)
-    known, first = next((rows.classes for rows in parts.values() if rows.classes), ()), next(iter(parts.values()))
-    if first.labels is None or first.numbers is not None:
-        held = {
-            name: torch.empty(len(rows.names), 0) if rows.numbers is None else rows.numbers for name, rows in parts.items()
-        }
-        labels, names = torch.cat([held[name][list(good[name])] for name in parts]), tuple(classes or known)
+    known = next((rows.classes for rows in parts.values() if rows.classes), ())
+    if numbers := [rows.numbers[list(good[name])] for name, rows in parts.items() if rows.numbers is not None]:
+        labels, names = torch.cat(numbers), tuple(classes or known)
     else:
         words = [(rows.labels or ())[i] or "" for name, rows in parts.items() for i in good[name]]
         labels, names = number_labels(words, classes or known, origin, several)
@@ -238,7 +235,7 @@ def _read_folder(
     if choice.columns or choice.split_by:
         raise InputError(f"columns, split_by: {root} is a folder of {what}, without columns. Fix: leave them out")
     if choice.task in ("multilabel", *CONTINUOUS) or (choice.task == "classes" and kind == "masks"):
-        several = "for several labels or numbers give a table, such as metadata.csv beside the images"
+        several = "for several labels or numbers give a table (metadata.csv beside images)"
         fix = "give class folders" if choice.task == "classes" else several
         raise InputError(f"task: {root} has {label}. Fix: {fix}")
     folders = {path.name: path for path in list_folders(root)}

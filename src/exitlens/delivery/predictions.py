@@ -18,7 +18,7 @@ from exitlens.data.streams import SampleStream
 from exitlens.delivery.pictures import draw_mask
 from exitlens.errors import DataError, ExitlensError, InputError, OutputError, OutputExistsError, import_extra
 from exitlens.functional.drift import DriftMonitor
-from exitlens.io import make_directory, replace_atomically, write_json
+from exitlens.io import RowStore, make_directory, replace_atomically, write_json
 from exitlens.modalities.image import read_size
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
@@ -90,19 +90,24 @@ def keep_arrays(predictions: Iterable[Prediction], samples: SampleStream, out: P
     """
     if out.exists():
         raise OutputExistsError(f"out: {out} exists. Fix: choose another file.")
-    kept = []
+    store, count, names = RowStore(), 0, ("labels", "exits", "confidence")
     for pred in predictions:
-        kept.append((pred.labels, pred.exits, pred.confidence))
+        for name in names:
+            store.add(name, getattr(pred, name))
+        count += len(pred)
         yield pred
-    names = ("labels", "exits", "confidence")
-    arrays = {name: np.concatenate(parts) for name, parts in zip(names, zip(*kept, strict=True), strict=False)}
-    if arrays:
-        make_directory(out.parent, "out")
+    if not count:
+        return
+    arrays = {name: store.take(name).numpy() for name in names}
+    make_directory(out.parent, "out")
+    try:
         with replace_atomically(out) as temporary, temporary.open("wb") as handle:
             if out.suffix.lower() == ".npy":
                 np.save(handle, arrays["labels"])
             else:
-                np.savez(handle, files=np.array([str(name) for name in samples.files[: len(arrays["exits"])]]), **arrays)
+                np.savez(handle, files=np.array(list(map(str, samples.files[:count]))), **arrays)
+    except OSError as error:
+        raise OutputError(f"out: {out} cannot be written ({_reason(error)}). Fix: make room there.") from error
 
 
 def place_mask(file: str, data: Path, out: Path) -> Path:

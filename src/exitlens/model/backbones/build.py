@@ -103,7 +103,7 @@ def build_encoder(source: str, *, pretrained: bool = False, config: Config = Non
         package = import_extra("sentence_transformers", EXTRA, f"backbone {source}")
         with _silence(import_extra("transformers", "hf", f"backbone {source}")):
             return Sentences.read(package.SentenceTransformer(name, device="cpu")).eval()
-    network = _build_transformers(name, 2, 3, pretrained, config, None, say, is_encoder=True)
+    network = _build_transformers(name, 0, 3, pretrained, config, None, say)
     return Sentences(network, (config or {}).get("pooling", "mean")).eval()
 
 
@@ -164,24 +164,20 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
 
 
 def _build_transformers(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    pretrained: bool,
-    config: Config,
-    vocabulary: int | None,
-    say: Say | None,
-    is_encoder: bool = False,
+    name: str, num_classes: int, in_channels: int, pretrained: bool, config: Config, vocabulary: int | None, say: Say | None
 ) -> nn.Module:
-    """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``."""
+    """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``.
+
+    With 0 classes it is the network without its classifier.
+    """
     transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
     settings = _read_settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**_strip(config))
-    settings.num_labels = num_classes
+    settings.num_labels = num_classes or settings.num_labels
     if hasattr(settings, "num_channels"):
         settings.num_channels = in_channels
     if vocabulary is not None and not pretrained:
         settings.vocab_size = vocabulary
-    auto = transformers.AutoModel if is_encoder else _find_auto_class(transformers, settings)
+    auto = _find_auto_class(transformers, settings) if num_classes else transformers.AutoModel
     if not settings.architectures:  # the first of several (DeiT with or without a teacher)
         settings.architectures = [_list_classes(auto, settings)[0].__name__]
     if not pretrained:
