@@ -106,7 +106,9 @@ def test_answers_are_numbers_and_arrays(call, priced, series, encoder, sentences
     call.ok("predict", "--bundle", priced, "--data", series, "--out", tmp_path / "prices.npy", "--batch-size", 50)
     prices = np.load(tmp_path / "prices.npy")
     assert np.allclose(prices, [float(row["label"]) for row in rows], rtol=1e-4)
-    assert "prices.npy exists" in call.error("predict", "--bundle", priced, "--data", series, "--out", tmp_path / "prices.npy")
+    assert "prices.npy exists" in call.error(
+        "predict", "--bundle", priced, "--data", series, "--out", tmp_path / "prices.npy"
+    )
     out = ("--out", tmp_path / "new" / "vectors.npz")
     shown = call.ok("predict", "--bundle", encoder, "--data", sentences, *out)
     assert " …" in shown
@@ -128,7 +130,9 @@ def test_explanations_tell_numbers_and_likeness(call, priced, encoder, tmp_path)
     told = call.json("explain", "--bundle", encoder, *QUERY, "--to", QUERY[1])
     assert abs(told["exits"][-1]["numbers"][0]["number"] - 1) < 1e-5
     assert "Fix: " in call.error("explain", "--bundle", encoder, *QUERY)
-    assert "Fix: " in call.error("explain", "--bundle", priced, "--image", tmp_path / "one.npy", "--to", tmp_path / "one.npy")
+    assert "Fix: " in call.error(
+        "explain", "--bundle", priced, "--image", tmp_path / "one.npy", "--to", tmp_path / "one.npy"
+    )
 
 
 @pytest.mark.parametrize("kind", ["priced", "encoder"])
