@@ -111,7 +111,7 @@ def test_answers_are_numbers_and_arrays(call, priced, series, encoder, sentences
     )
     out = ("--out", tmp_path / "new" / "vectors.npz")
     shown = call.ok("predict", "--bundle", encoder, "--data", sentences, *out)
-    assert " …" in shown
+    assert max(map(len, shown.splitlines())) < 200
     held = np.load(tmp_path / "new" / "vectors.npz")
     assert held["labels"].shape == (160, 16)
     assert np.allclose(np.linalg.norm(held["labels"], axis=1), 1, atol=1e-5)
@@ -188,6 +188,6 @@ def test_what_does_not_go_together(call, series, sentences, model, folder, tmp_p
     out = ("--out", tmp_path / "run")
     assert "Fix: give a table" in call.error("fit", "--data", folder, "--task", "regression", *out)
     error = call.error("fit", "--data", sentences, "--task", "embedding", "--backbone", f"hf:{model}", *out)
-    assert "Fix: --backbone hf:DIRECTORY --pretrained, or attach in Python" in error
-    assert "needs a trained encoder of texts" in call.error("fit", "--data", series, "--task", "embedding", *out)
+    assert "Fix: --backbone hf:DIR --pretrained." in error
+    assert "those of a trained encoder of texts" in call.error("fit", "--data", series, "--task", "embedding", *out)
     assert "is not a file of texts" in call.error("fit", "--data", sentences, "--backbone", f"hf:{model}", *out)

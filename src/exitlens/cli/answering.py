@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import sys
-import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,8 @@ from exitlens.cli.options import (
 from exitlens.progress import show_progress
 from exitlens.serving.settings import Adapting, Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
+
+SHOWN_LABEL = 60  # characters of a vector in a table
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -100,9 +101,9 @@ def predict(
     watch = start_watch(policy, monitor, group_by)
     masks = out if out is not None and not out.suffix and net.info.task == "segmentation" else None
     out = out if masks is None else masks / "predictions.csv"
-    is_array = out is not None and out.suffix.lower() in (".npy", ".npz") and not resume
+    array = out if out is not None and out.suffix.lower() in (".npy", ".npz") and not resume else None
     origin = describe_origin(net, policy, data, columns)
-    file = None if out is None or is_array else PredictionFile(out, origin, resume=resume)
+    file = None if out is None or array else PredictionFile(out, origin, resume=resume)
     before = [] if file is None else file.rows
     shown = before[: None if json_ else SHOWN]
     counts, confidence = Counter(row.exit for row in before), sum(row.confidence for row in before)
@@ -119,8 +120,8 @@ def predict(
             answers = xl.predict_stream(net, samples, adaptive or policy)
             if masks is not None:
                 answers = write_masks(answers, samples, Path(data), masks, before=(row.file for row in before))
-            elif out is not None and is_array:
-                answers = keep_arrays(answers, samples, out)
+            elif array is not None:
+                answers = keep_arrays(answers, samples, array)
             for batch in name_rows(net, answers, samples, watch):
                 if file is not None:
                     file.append(batch)
@@ -192,9 +193,8 @@ def _word_summary(net: xl.ExitNet, summary: Mapping[str, Any]) -> str:
 def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
     """Return a table of answers; trust is that of gates, and left out if there are none."""
     exits = name_exits(net)
-    cells = [
-        row._asdict() | {"exit": exits[row.exit], "label": textwrap.shorten(row.label, 60, placeholder=" …")} for row in rows
-    ]
+    cut = slice(SHOWN_LABEL if net.info.task == "embedding" else None)
+    cells = [row._asdict() | {"exit": exits[row.exit], "label": row.label[cut]} for row in rows]
     names = [name for name in (cells[0] if cells else ()) if any(row[name] is not None for row in cells)]
     return [names, *[["" if row[name] is None else str(row[name]) for name in names] for row in cells]]
 

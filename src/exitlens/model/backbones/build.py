@@ -26,11 +26,8 @@ from exitlens.types.weights import Say
 
 Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
-TOKENIZER, PROCESSOR, MODULES = (
-    "tokenizer.json",
-    "preprocessor_config.json",
-    "modules.json",
-)  # the last: of a SentenceTransformer
+TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor_config.json"
+MODULES = "modules.json"  # of a SentenceTransformer
 TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 HALF = (0.5, 0.5, 0.5)
 CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "auto_map")  # may name code on the Hub
@@ -53,7 +50,8 @@ def build_backbone(
     classifier of transformers from a directory, a model's name, or a model type such as ``hf:bert``.
 
     Args:
-        num_classes: outputs of the backbone's own classifier.
+        num_classes: outputs of the backbone's own classifier. 0 makes of a text model of transformers an encoder, whose
+            vectors have norm 1 and are the mean of its tokens, or what the directory of a ``SentenceTransformer`` says.
         in_channels: channels of the images, series or volumes, or features of vectors; torchvision's networks take 3.
         pretrained: load the library's default weights, but for the classifier if it has another number of classes. Weights
             that are not cached need network access.
@@ -79,6 +77,8 @@ def build_backbone(
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _build_timm(name, num_classes, in_channels, pretrained, say)
+    if family == "hf" and (name or config) and not num_classes:
+        return _build_encoder(name, pretrained, config, say)
     if family == "hf" and (name or config):
         return _build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary, say)
     if family != "torchvision" or not name:
@@ -91,22 +91,6 @@ def build_backbone(
     return _build_torchvision(name, num_classes, pretrained, say)
 
 
-def build_encoder(source: str, *, pretrained: bool = False, config: Config = None, say: Say | None = None) -> Sentences:
-    """Build a text encoder that answers vectors, from ``hf:DIRECTORY`` or ``hf:NAME``; the arguments are as above.
-
-    The directory of a ``SentenceTransformer`` says how tokens are pooled, as ``config`` does; others take the mean.
-    """
-    family, _, name = source.partition(":")
-    if family != "hf":
-        raise InputError(f"backbone: {source!r} answers no vectors of texts. Fix: use hf:DIRECTORY, or attach in Python.")
-    if pretrained and (Path(name) / MODULES).is_file():
-        package = import_extra("sentence_transformers", EXTRA, f"backbone {source}")
-        with _silence(import_extra("transformers", "hf", f"backbone {source}")):
-            return Sentences.read(package.SentenceTransformer(name, device="cpu")).eval()
-    network = _build_transformers(name, 0, 3, pretrained, config, None, say)
-    return Sentences(network, (config or {}).get("pooling", "mean")).eval()
-
-
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """Build the backbone that a network was attached to, with random weights, from the record in its bundle.
 
@@ -114,9 +98,8 @@ def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """
     if info.source.startswith("hf:") and info.config is None:
         raise InputError(f"backbone: {info.source} stands without its configuration. Fix: save the bundle again.")
-    if info.task == "embedding":
-        return build_encoder(info.source, config=info.config)
-    return build_backbone(info.source, info.num_classes, info.channels, config=info.config, modality=info.modality)
+    count = 0 if info.task == "embedding" else info.num_classes
+    return build_backbone(info.source, count, info.channels, config=info.config, modality=info.modality)
 
 
 def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
@@ -161,6 +144,16 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
     if pretrained and trained != num_classes and say is not None:
         say(f"weights: timm:{name}: the classifier for {trained} classes is made anew, for {num_classes}")
     return network
+
+
+def _build_encoder(name: str, pretrained: bool, config: Config, say: Say | None) -> Sentences:
+    """Build a text encoder; ``config`` says how tokens are pooled, as :func:`read_config` wrote it."""
+    if pretrained and (Path(name) / MODULES).is_file():
+        package = import_extra("sentence_transformers", EXTRA, f"backbone hf:{name}")
+        with _silence(import_extra("transformers", "hf", f"backbone hf:{name}")):
+            return Sentences.read(package.SentenceTransformer(name, device="cpu")).eval()
+    network = _build_transformers(name, 0, 3, pretrained, config, None, say)
+    return Sentences(network, (config or {}).get("pooling", "mean")).eval()
 
 
 def _build_transformers(

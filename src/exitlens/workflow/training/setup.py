@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,6 @@ from exitlens.model.backbones.build import (
     TOKENIZER,
     Normalisation,
     build_backbone,
-    build_encoder,
     read_normalisation,
     read_tokenizer,
 )
@@ -138,16 +136,10 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first sample that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    build: Callable[..., Any] = partial(
-        build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality
-    )
-    if is_encoder := train.task == "embedding":
-        if not settings.pretrained or train.modality is not TEXT:
-            need = "a trained encoder of texts, whose vectors its exits learn"
-            raise InputError(
-                f"task: 'embedding' needs {need}. Fix: --backbone hf:DIRECTORY --pretrained, or attach in Python."
-            )
-        build = partial(build_encoder, backbone)
+    build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
+    is_encoder = train.task == "embedding"
+    if is_encoder and (not settings.pretrained or train.modality is not TEXT):
+        raise InputError("task: vectors are those of a trained encoder of texts. Fix: --backbone hf:DIR --pretrained.")
     words = settings.exits  # names such as layer1,layer2, or a number
     exits = int(words) if words.lstrip("-").isdigit() else [name.strip() for name in words.split(",") if name.strip()]
     exits = exits or []
@@ -158,7 +150,8 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     reads = train.modality if backbone == "small" else find_reader(plain.forward)
     if reads is not train.modality:
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
-    positions = getattr(getattr(plain.encoder if is_encoder else plain, "config", None), "max_position_embeddings", None)
+    config: Any = getattr(plain.encoder if is_encoder else plain, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
     if isinstance(train, TextSet) and isinstance(positions, int) and 0 < positions < train.preprocess.length:
         raise InputError(
             f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
@@ -174,7 +167,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     net = attach(
         plain,
         exits,
-        plain.encoder.config.hidden_size if is_encoder else len(train.classes),
+        config.hidden_size if is_encoder else len(train.classes),
         example,
         final="keep" if settings.keep_final or is_encoder else "head",
         end=settings.end,
