@@ -42,8 +42,6 @@ from exitlens.progress import show_progress
 from exitlens.serving.settings import Adapting, Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
 
-SHOWN_LABEL = 60  # characters of a vector in a table
-
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
 @takes(ReadSettings, {"Data": "skip_bad workers"})
@@ -193,7 +191,7 @@ def _word_summary(net: xl.ExitNet, summary: Mapping[str, Any]) -> str:
 def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
     """Return a table of answers; trust is that of gates, and left out if there are none."""
     exits = name_exits(net)
-    cut = slice(SHOWN_LABEL if net.info.task == "embedding" else None)
+    cut = slice(60 if net.info.task == "embedding" else None)  # characters
     cells = [row._asdict() | {"exit": exits[row.exit], "label": row.label[cut]} for row in rows]
     names = [name for name in (cells[0] if cells else ()) if any(row[name] is not None for row in cells)]
     return [names, *[["" if row[name] is None else str(row[name]) for name in names] for row in cells]]
@@ -216,6 +214,7 @@ def explain(
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     from exitlens.delivery.run_directory import load_calibrated
+    from exitlens.types.tasks import WITH_CLASSES, refuse_task
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
         raise xl.errors.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty), --data DATA")
@@ -228,7 +227,10 @@ def explain(
         raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
     with wait(json_, "loading the network"):
         net, policy = load_calibrated(bundle, name)
+    if net.info.task == "embedding" and not (to or data):
+        raise xl.errors.InputError("to: a vector is explained by its likeness to another one. Fix: pass --to TEXT or FILE.")
     if data and out is not None:
+        refuse_task(net.info.task, "data: a table of explanations", WITH_CLASSES)
         _explain_many(net, policy, bundle, reading, out, json_)
     else:
         _explain_one(net, policy, text if image is None else image, out, json_, relevance, to)

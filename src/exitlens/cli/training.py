@@ -596,12 +596,14 @@ def report(
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.rivals import read_comparison
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
+    from exitlens.types.tasks import WITH_CLASSES, refuse_task
 
     reading, trace_options = make_reading(), make_trace_options()
     if out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
     net, policy = load_calibrated(run)
+    refuse_task(net.info.task, "run: a report", WITH_CLASSES)
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", reading)
