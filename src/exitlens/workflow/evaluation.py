@@ -193,9 +193,9 @@ class AnswerReport:
 
     def tabulate(self) -> list[list[str]]:
         """Return every measure, routed and of every exit, as rows of a table, the head first."""
-        exits = [exit_name(k, len(self.exit_distance)) for k in range(len(self.exit_distance))]
-        measured = [(name, value, *exits) for name, value, exits in self._list_known()]
-        return [["", "routed", *exits], *([name, *(f"{value:.4g}" for value in values)] for name, *values in measured)]
+        rows = [["", "routed", *(exit_name(k, len(self.exit_distance)) for k in range(len(self.exit_distance)))]]
+        rows += [[name, *(f"{x:.4g}" for x in (value, *exits))] for name, value, exits in self._list_known()]
+        return rows
 
     def __str__(self) -> str:
         lists = [(name, value, " ".join(f"{x:.4g}" for x in exits)) for name, value, exits in self._list_known()]
