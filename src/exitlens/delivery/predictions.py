@@ -98,7 +98,7 @@ def keep_arrays(predictions: Iterable[Prediction], samples: SampleStream, out: P
         yield pred
     if not count:
         return
-    arrays = {name: store.take(name).numpy() for name in names}
+    arrays: dict[str, Any] = {name: store.take(name).numpy() for name in names}
     make_directory(out.parent, "out")
     try:
         with replace_atomically(out) as temporary, temporary.open("wb") as handle:
