@@ -100,9 +100,9 @@ def test_only_close_names_are_suggested(tmp_path):
         with pytest.raises(DataError, match="there is no file or folder") as error:
             open_source(name)
         assert str(error.value).endswith(close or "motifs, blobs.")
-    (tmp_path / "a.txt").touch()
-    with pytest.raises(DataError, match=r"a.txt is a file of another kind. Fix: give a folder .*motifs, blobs\.$"):
-        open_source(str(tmp_path / "a.txt"))
+    (tmp_path / "a.pdf").touch()
+    with pytest.raises(DataError, match=r"a.pdf is a file of another kind. Fix: give a folder .*motifs, blobs\.$"):
+        open_source(str(tmp_path / "a.pdf"))
 
 
 def test_sources_that_do_not_fit(tmp_path, jsonl):

@@ -34,9 +34,10 @@ def test_vectors_are_those_of_encode(model, mode, normalise, tmp_path):
     assert np.allclose(encoder.encode(SENTENCES[0]), expected[0], atol=1e-5)
 
 
-def test_a_bundle_takes_the_model_again(model, tmp_path):
+def test_a_bundle_holds_the_model_or_takes_it_again(model, tmp_path):
     net = attach_sentence_transformer(model, ["encoder.encoder.layer.2"], length=32)
     xl.save(net, NEVER, tmp_path / "bundle")
-    again, policy = xl.load(tmp_path / "bundle", backbone=Sentences.read(model))
     texts = SENTENCES[:2]
-    assert np.array_equal(ExitEncoder(again, policy).encode(texts), ExitEncoder(net, NEVER).encode(texts))
+    for backbone in (Sentences.read(model), None):  # the bundle holds it
+        again, policy = xl.load(tmp_path / "bundle", backbone=backbone)
+        assert np.array_equal(ExitEncoder(again, policy).encode(texts), ExitEncoder(net, NEVER).encode(texts))

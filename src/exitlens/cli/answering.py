@@ -58,8 +58,8 @@ def predict(
     out: Annotated[
         Path | None,
         Option(
-            help="New file, a row for each sample: .csv, .jsonl or .parquet; or, if each pixel gets a class, a folder for "
-            "predictions.csv and the masks (.png)."
+            help="New file, a row for each sample: .csv, .jsonl or .parquet; of numbers or vectors also .npy or .npz; "
+            "or, if each pixel gets a class, a folder for predictions.csv and the masks (.png)."
         ),
     ] = None,
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
@@ -91,7 +91,7 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.readers import check_bad
-    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, write_masks
+    from exitlens.delivery.predictions import PredictionFile, keep_arrays, name_rows, start_watch, write_masks
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     _refuse_pairs(out, resume, monitor, adapt, state)
@@ -99,7 +99,9 @@ def predict(
     watch = start_watch(policy, monitor, group_by)
     masks = out if out is not None and not out.suffix and net.info.task == "segmentation" else None
     out = out if masks is None else masks / "predictions.csv"
-    file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
+    array = out if out is not None and out.suffix.lower() in (".npy", ".npz") and not resume else None
+    origin = describe_origin(net, policy, data, columns)
+    file = None if out is None or array else PredictionFile(out, origin, resume=resume)
     before = [] if file is None else file.rows
     shown = before[: None if json_ else SHOWN]
     counts, confidence = Counter(row.exit for row in before), sum(row.confidence for row in before)
@@ -116,6 +118,8 @@ def predict(
             answers = xl.predict_stream(net, samples, adaptive or policy)
             if masks is not None:
                 answers = write_masks(answers, samples, Path(data), masks, before=(row.file for row in before))
+            elif array is not None:
+                answers = keep_arrays(answers, samples, array)
             for batch in name_rows(net, answers, samples, watch):
                 if file is not None:
                     file.append(batch)
@@ -187,7 +191,8 @@ def _word_summary(net: xl.ExitNet, summary: Mapping[str, Any]) -> str:
 def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
     """Return a table of answers; trust is that of gates, and left out if there are none."""
     exits = name_exits(net)
-    cells = [row._asdict() | {"exit": exits[row.exit]} for row in rows]
+    cut = slice(60 if net.info.task == "embedding" else None)  # characters
+    cells = [row._asdict() | {"exit": exits[row.exit], "label": row.label[cut]} for row in rows]
     names = [name for name in (cells[0] if cells else ()) if any(row[name] is not None for row in cells)]
     return [names, *[["" if row[name] is None else str(row[name]) for name in names] for row in cells]]
 
@@ -204,30 +209,35 @@ def explain(
     data: Annotated[str, of_data(help="Many samples, as for predict: a table and a sheet, the most remarkable first.")] = "",
     columns: InputColumns = "",
     relevance: Annotated[bool, Option("--relevance", help="Also show what one answer depends on, to first order.")] = False,
+    to: Annotated[str, Option(help="For vectors: a text or file, to show why both are alike.")] = "",
     name: PolicyName = "",
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     from exitlens.delivery.run_directory import load_calibrated
+    from exitlens.types.tasks import WITH_CLASSES, refuse_task
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
         raise xl.errors.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty), --data DATA")
     if data and out is None:
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
-    if data and relevance:
-        raise xl.errors.InputError("relevance: it is for one sample. Fix: pass --image or --text, or leave it out.")
+    if data and (relevance or to):
+        raise xl.errors.InputError("relevance, to: they are for one sample. Fix: pass --image or --text, or leave them out.")
     reading = make_reading(data=data, columns=columns)
     if not data and (reading.skip_bad or columns):
         raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
     with wait(json_, "loading the network"):
         net, policy = load_calibrated(bundle, name)
+    if net.info.task == "embedding" and not (to or data):
+        raise xl.errors.InputError("to: a vector is explained by its likeness to another one. Fix: pass --to TEXT or FILE.")
     if data and out is not None:
+        refuse_task(net.info.task, "data: a table of explanations", WITH_CLASSES)
         _explain_many(net, policy, bundle, reading, out, json_)
     else:
-        _explain_one(net, policy, text if image is None else image, out, json_, relevance)
+        _explain_one(net, policy, text if image is None else image, out, json_, relevance, to)
 
 
 def _explain_one(
-    net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
+    net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool, to: str
 ) -> None:
     from exitlens.delivery.explanations import save_explanation, tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
@@ -241,7 +251,11 @@ def _explain_one(
         raise xl.errors.DataError(f"image: expected a file, {sample} {problem}")
     stem = sample.stem if isinstance(sample, Path) else "text"
     with wait(json_, "explaining"):
-        why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
+        options: dict[str, Any] = {"relevance": relevance}
+        if to:
+            never = xl.Policy.never(net.num_exits, score=policy.score)
+            options["to"] = xl.predict(net, modality.read(to if is_text else Path(to), preprocess), never).labels[0]
+        why = xl.explain(net, modality.read(sample, preprocess), policy, **options)
         if out is not None:
             save_explanation(why, out, stem)
     if is_text and not json_:

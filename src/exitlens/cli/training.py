@@ -47,6 +47,8 @@ from exitlens.types.settings import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from exitlens.data.splits import Split
     from exitlens.ranks import DistributedContext
     from exitlens.trackers import TrainingCallback
@@ -89,7 +91,8 @@ def fit(
         str,
         of_data(
             help="`multilabel`: a sample can have several labels, a;b (lists and columns of 0 and 1 imply it); "
-            "`segmentation`: each pixel has a class (folders with images and masks imply it)."
+            "`segmentation`: each pixel has a class (folders with images and masks imply it); `regression`: labels are "
+            "numbers; `embedding`: exits learn the vectors of a trained encoder of texts, without labels."
         ),
     ] = "",
     size: Annotated[
@@ -213,11 +216,13 @@ def _make_tracker(name: Tracker) -> TrainingCallback:
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
     last = result.history[result.kept_epoch - 1]
     values = {"out": str(out), "epochs": len(result.history), "epoch": result.kept_epoch}
-    values |= {name: last[name] for name in ("accuracy", "cc", "f1", "miou") if name in last}
+    values |= {name: last[name] for name in ("accuracy", "cc", "f1", "miou", "r2", "cosine") if name in last}
     values |= {"seconds": result.seconds, "bad": bad}
     columns = {
         "exit": name_exits(net),
-        "validation accuracy %": [f"{100 * value:.1f}" for value in last["accuracy"]],
+        "validation accuracy %": [f"{100 * value:.1f}" for value in last.get("accuracy", ())],
+        "validation R²": [f"{value:.3f}" for value in last.get("r2", ())],
+        "cosine with the final vector": [f"{value:.3f}" for value in last.get("cosine", ())],
         "micro-F1": [f"{value:.3f}" for value in last.get("f1", ())],
         "mean IoU": [f"{value:.3f}" for value in last.get("miou", ())],
         "attention CC with final (evaluate: by chance)": [*(f"{value:.2f}" for value in last["cc"]), ""],
@@ -225,7 +230,8 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     filled = {name: cells for name, cells in columns.items() if cells}
     rows = [list(filled), *map(list, zip(*filled.values(), strict=True))]
     title = f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}"
-    limit = "--max-miou-drop" if "miou" in last else "--max-accuracy-drop"
+    limits = {"miou": "--max-miou-drop", "r2": "--max-error-increase", "cosine": "--max-distance"}
+    limit = next((limit for name, limit in limits.items() if name in last), "--max-accuracy-drop")
     following = f"next: exitlens calibrate --bundle {shlex.quote(str(out))} {limit} 0.02 --folds 5"
     show(json_, values, title, rows, [following])
 
@@ -307,18 +313,22 @@ def _collect_for(
     request: CalibrationRequest, bundle: Path, reading: ReadSettings, options: CollectOptions, unlabelled: str, json_: bool
 ) -> tuple[xl.ExitNet, Any, xl.Trace | None]:
     """Return the network, the run's calibration split or the samples named, and their trace in the first process."""
+    from exitlens.delivery.run_directory import load_probes
+
     if request.max_ms is not None and options.cost != "time":
         raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
     if request.max_cue_drop is not None:
         options = replace(options, swapped=options.swapped or SWAPPED)
     if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
         raise xl.errors.InputError(
-            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence, --max-cue-drop or --data."
+            "unlabelled: accuracy and errors need labels. Fix: pass --data, or a limit that needs none, such as "
+            "--max-disagreement, --max-divergence or --max-deviation."
         )
     with wait(json_, "loading the network and listing the data"):
         net, _ = xl.load(bundle)
         samples = _open_samples(net, bundle, "calibration", reading, unlabelled)
-    return net, samples, _collect(net, samples, options, json_)
+        probes = None if request.max_rank_change is None else load_probes(bundle, net)
+    return net, samples, _collect(net, samples, options, json_, probes)
 
 
 @verbs.command(epilog="Example: `exitlens plan --max-accuracy-drop 0.01 --delta 0.1`")
@@ -416,14 +426,16 @@ def evaluate(
 ) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.rivals import read_comparison
-    from exitlens.delivery.run_directory import load_calibrated, load_samples
+    from exitlens.delivery.run_directory import load_calibrated, load_probes, load_samples
+    from exitlens.types.tasks import count_answers
 
     net, policy = load_calibrated(bundle, name)
-    reading = make_reading()
+    reading, limits = make_reading(), policy.calibration.limits if policy.calibration else {}
     comparison = None if reading.data else read_comparison(bundle, net, policy)  # of the run's own test samples
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", reading)
-    if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
+        probes = load_probes(bundle, net) if "max_rank_change" in limits else None
+    if (trace := _collect(net, samples, make_trace_options(), json_, probes)) is None:
         return
     result = xl.evaluate(trace, policy)
     rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
@@ -434,6 +446,8 @@ def evaluate(
     title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
     if result.pixels is not None:
         rows, title = result.pixels.tabulate(), f"{len(net.info.classes)} classes of pixels"
+    if result.answers is not None:
+        rows, title = result.answers.tabulate(), count_answers(net.info.task, net.info.num_classes)
     values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
     values |= {"comparison": comparison.to_dict() | {"advice": comparison.advice}} if comparison else {}
     show(json_, values, f"{result}\n{title}", rows, [comparison.advice] if comparison else ())
@@ -557,11 +571,13 @@ def _open_samples(net: xl.ExitNet, bundle: Path, split: Split, reading: ReadSett
     return stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
 
 
-def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool) -> xl.Trace | None:
+def _collect(
+    net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool, probes: Tensor | None = None
+) -> xl.Trace | None:
     """Return the trace of all processes' samples, in the first of them; the others have done their part."""
     from exitlens.ranks import find_ranks
 
-    trace = xl.collect(net, samples, progress=not json_, **vars(trace_options))
+    trace = xl.collect(net, samples, progress=not json_, probes=probes, **vars(trace_options))
     return trace if find_ranks().is_first else None
 
 
@@ -580,12 +596,14 @@ def report(
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.rivals import read_comparison
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
+    from exitlens.types.tasks import WITH_CLASSES, refuse_task
 
     reading, trace_options = make_reading(), make_trace_options()
     if out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
     net, policy = load_calibrated(run)
+    refuse_task(net.info.task, "run: a report", WITH_CLASSES)
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", reading)

@@ -41,7 +41,7 @@ _SUFFIXES: dict[str, Format] = {
     ".arrow": "arrow",
     ".tar": "shards",
     ".ts": "series",
-    **dict.fromkeys(TABLES, "texts"),
+    **dict.fromkeys((*TABLES, ".txt"), "texts"),
 }
 
 

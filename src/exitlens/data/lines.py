@@ -155,7 +155,7 @@ def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = F
     may_be_empty = loose
     if isinstance(value, list) and not is_text and all(isinstance(item, str | int) for item in value):
         value, may_be_empty = SEPARATOR.join(map(str, value)), True
-    elif not is_text and (type(value) is int or (isinstance(value, bool) and loose)):
+    elif not is_text and (type(value) is int or (isinstance(value, bool | float) and loose)):
         value = str(value)
     if not isinstance(value, str) or not (value.strip() or may_be_empty):
         return "", f"{name}: expected a string that is not empty, got {value!r:.60}"
@@ -169,8 +169,9 @@ def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = F
 def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
     """Read the rows of a file, line by line; a row that cannot be used gets a fault.
 
-    ``loose`` labels may be empty, or true and false, as several labels a sample are.
+    ``loose`` labels may be empty, or true and false, as several labels a sample are; numbers are checked later.
     """
+    loose = loose or columns.task == "regression"
     kinds = TABLES if columns.labels else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
         raise DataError(f"data: {path} is not a file of texts: expected {' or '.join(kinds)}")
@@ -236,11 +237,11 @@ class TextFiles(Source):
         elif "image" in named:
             raise InputError(f"columns: {self.name} holds texts. Fix: give text=NAME and label=NAME")
         (text,), (key,) = named.get("text", ("text",)), named.get(KEY, ("",))
-        labels = named.get("label", ("label",)) if wanted is None else ()
+        labels = named.get("label", ("label",)) if wanted is None and choice.task != "embedding" else ()
         group, pattern = choice.group_by, ""
         if wanted is not None and looks_like_pattern(group):
             group, pattern = "", group
-        return Columns("text", (text,), labels, key, group, choice.split_by, pattern)
+        return Columns("text", (text,), labels, key, group, choice.split_by, pattern, choice.task)
 
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
         """Read every file."""
@@ -285,7 +286,7 @@ def read_ts(path: Path, columns: Columns = _TS_COLUMNS) -> Rows:
     with name_failures(path), path.open("rb") as file:
         numbered = ((number, raw.decode("utf-8", "replace").strip()) for number, raw in enumerate(file, 1))
         rows = ((number, line) for number, line in numbered if line and not line.startswith(("#", "%")))
-        has_labels, classes, channel_count = _read_ts_header(rows, path, bool(columns.labels))
+        has_labels, classes, channel_count = _read_ts_header(rows, path, columns)
         for number, line in rows:
             *channels, label = line.split(":") if has_labels else [*line.split(":"), ""]
             if channel_count not in (0, len(channels)):
@@ -301,12 +302,11 @@ def read_ts(path: Path, columns: Columns = _TS_COLUMNS) -> Rows:
             names.append(f"{path}:{number}")
     if not series:
         raise DataError(f"data: {path} has no series: expected one in each line below @data")
-    return label_rows(names, columns, {"label": labels}, lambda: names)._replace(
-        series=series, faults=faults, classes=classes
-    )
+    listed = label_rows(names, columns, {"label": labels}, lambda: names)
+    return listed._replace(series=series, faults=faults, classes=classes or listed.classes)
 
 
-def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool) -> tuple[bool, tuple[str, ...], int]:
+def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, columns: Columns) -> tuple[bool, tuple[str, ...], int]:
     """Return whether there are labels, the names of the classes (or none) and the number of channels (0: unknown)."""
     fields: dict[str, list[str]] = {}
     for _, line in rows:
@@ -326,13 +326,14 @@ def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool)
     if is_true("@timestamps"):
         fix = "write it with @timeStamps false"
         raise DataError(f"data: {path} has time stamps, expected values at equal steps. Fix: {fix}")
-    if labelled and not is_true("@classlabel"):
-        raise DataError(f"data: {path} has no class labels: expected @classLabel true and their names")
+    wanted, what = ("@targetLabel", "numbers") if columns.task == "regression" else ("@classLabel", "class labels")
+    if columns.labels and not is_true(wanted.lower()):
+        raise DataError(f"data: {path} has no {what}: expected {wanted} true")
     dimensions = fields.get("@dimensions") or fields.get("@dimension") or ["1" if is_true("@univariate") else "0"]
     if not dimensions[0].isdecimal():
         raise DataError(f"data: {path}: @dimensions: expected a number of channels, got {dimensions[0]!r:.40}")
     has_labels = is_true("@classlabel") or is_true("@targetlabel")
-    classes = tuple(fields["@classlabel"][1:]) if labelled else ()
+    classes = tuple(fields[wanted.lower()][1:]) if columns.labels else ()
     return has_labels, classes, int(dimensions[0])
 
 
@@ -359,10 +360,11 @@ class TsFiles(Source):
     def find_columns(self, choice: ColumnChoice, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
         """Refuse names of columns, which these files do not have; samples without labels may be grouped by their names."""
         pattern = choice.group_by if wanted is not None and looks_like_pattern(choice.group_by) else ""
-        if any(choice._replace(group_by="" if pattern else choice.group_by)):
+        if any(choice._replace(group_by="" if pattern else choice.group_by, task="")) or choice.task == "multilabel":
             words = "columns, group_by, split_by, task"
             raise InputError(f"{words}: {self.name} is a .ts file, without columns. Fix: leave them out")
-        return _TS_COLUMNS._replace(labels=_TS_COLUMNS.labels if wanted is None else (), pattern=pattern)
+        labels = _TS_COLUMNS.labels if wanted is None and choice.task != "embedding" else ()
+        return _TS_COLUMNS._replace(labels=labels, pattern=pattern, task=choice.task)
 
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
         """Read every file."""

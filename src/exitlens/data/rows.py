@@ -15,6 +15,7 @@ from exitlens.data.readers import EncodedImages, check_bad
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.types.preprocessing import Preprocess
+from exitlens.types.tasks import CONTINUOUS
 
 Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "words", "other"]
 # list: of numbers; words: a list of classes or strings
@@ -43,6 +44,7 @@ class Columns(NamedTuple):
     group: str = ""  # column of the group
     split: str = ""  # column of the split
     pattern: str = ""  # a regular expression for the group, in place of a column
+    task: str = ""  # that of the choice
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -50,7 +52,7 @@ class Columns(NamedTuple):
         return tuple(dict.fromkeys(filter(None, (*self.labels, self.key, self.group, self.split))))
 
     def __str__(self) -> str:
-        label, count = "|".join(self.labels), len(self.inputs)
+        label, count = "|".join(self.labels) or "none", len(self.inputs)
         if self.role == "features":
             names = ", ".join(self.inputs) if count < 8 else f"{', '.join(self.inputs[:3])}, ..., {self.inputs[-1]}"
             return f"vectors of {count} features ({names}), labels from {label!r}"
@@ -77,11 +79,14 @@ def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple
     return columns
 
 
-def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: Iterable[str] = ()) -> Columns:
+def find_columns(
+    kinds: Mapping[str, Kind], given: str, origin: str, reserved: Iterable[str] = (), task: str = ""
+) -> Columns:
     """Find the columns of samples and labels, by what each column holds (``kinds``).
 
-    Columns that ``given`` names are taken, whatever their kind; ``reserved`` ones have other uses (group, split). Columns
-    that are missing or ambiguous are a :class:`DataError`.
+    Columns that ``given`` names are taken, whatever their kind; ``reserved`` ones have other uses (group, split). The label
+    of ``regression`` is a number, and ``embedding`` has none. Columns that are missing or ambiguous are a
+    :class:`DataError`.
     """
     named = parse_columns(given)
     free = _find_free(kinds, named, origin, reserved)
@@ -90,10 +95,15 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     if role is None and (image := _pick_image(free, kinds, origin)):
         role, inputs = "image", (image,)
     labels = named.get("label", ())
-    if not labels:
+    taken = (*inputs, "txt") if role == "image" else inputs  # txt beside an image is a caption
+    rest = {name: kind for name, kind in free.items() if name not in taken}
+    if task == "embedding":
+        labels, free = (), {name: kind for name, kind in free.items() if name.lower() not in LABEL_NAMES}
+    elif not labels and task == "regression":
+        numbers = [name for name, kind in rest.items() if kind in ("integer", "float")]
+        labels = (_pick(numbers, LABEL_NAMES) or _refuse("label", numbers, kinds, origin),)
+    elif not labels:
         lone = _find_lone_label(free) if role is None else ""
-        taken = (*inputs, "txt") if role == "image" else inputs  # txt beside an image is a caption
-        rest = {name: kind for name, kind in free.items() if name not in taken}
         labels = (lone or _pick_label(rest, role not in (None, "text"), kinds, origin),)
     if role is None:
         role, inputs = _pick_inputs({n: k for n, k in free.items() if n not in labels}, kinds, origin)
@@ -224,7 +234,7 @@ class ColumnChoice(NamedTuple):
     columns: str = ""  # which columns to read, see :func:`parse_columns`
     group_by: str = ""  # a column, or a regular expression on file names; samples that agree in it belong together
     split_by: str = ""  # a column that names the split of each sample
-    task: str = ""  # ``multilabel``: the labels of a sample have ``;`` between them; ``classes``: a sample has one class
+    task: str = ""  # of a network, or empty; of ``multilabel``, the labels of a sample have ``;`` between them
 
 
 class Rows(NamedTuple):
@@ -236,7 +246,8 @@ class Rows(NamedTuple):
     series: Sequence[Tensor | None] | None = None  # (C,T) each, or
     arrays: Tensor | None = None  # (N,*S) float32; rows with a fault hold any values
     features: tuple[str, ...] = ()  # names, if ``arrays`` are vectors
-    labels: Sequence[str | None] | None = None  # class names; several have ``;`` between them
+    labels: Sequence[str | None] | None = None  # class names or numbers; several have ``;`` between them
+    numbers: Tensor | None = None  # (N,C) if labels are numbers, not finite where they are none; (N,0) without labels
     keys: Sequence[str | None] | None = None
     groups: Sequence[str | None] | None = None
     splits: Sequence[str | None] | None = None
@@ -251,19 +262,33 @@ def label_rows(
 ) -> Rows:
     """Return rows without contents: labels, keys, groups and splits from the columns in ``words``.
 
-    Several label columns hold 0 and 1; ``paths`` gives what a regular expression for groups is matched with.
+    Several label columns hold 0 and 1, or numbers; ``paths`` gives what a regular expression for groups is matched with.
     """
-    labels = columns.labels
-    flags = {label: words[label] for label in labels} if len(labels) > 1 else {}
+    labels, joined, numbers = columns.labels, words.get("".join(columns.labels)), None
+    if columns.task in CONTINUOUS:
+        fields = [[value or "" for value in row] for row in zip(*(words[label] for label in labels), strict=True)]
+        values = [_read_number(field) for row in fields for field in row]
+        numbers = torch.tensor(values, dtype=torch.float64).float().view(len(names), len(labels))
+        joined = [SEPARATOR.join(row).strip(SEPARATOR) for row in fields] if labels else None
+    elif len(labels) > 1:
+        joined = join_flags({label: words[label] for label in labels}, names)
     return Rows(
         names,
-        labels=join_flags(flags, names) if flags else words.get("".join(labels)),
+        labels=joined,
+        numbers=numbers,
         keys=words.get(columns.key),
         groups=match_groups(columns.pattern, paths()) if columns.pattern else words.get(columns.group),
         splits=words.get(columns.split),
-        classes=tuple(flags),
-        several=bool(flags),
+        classes=labels if len(labels) > 1 or numbers is not None else (),
+        several=len(labels) > 1 and numbers is None,
     )
+
+
+def _read_number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return float("nan")
 
 
 class Source(ABC):
@@ -282,10 +307,10 @@ class Source(ABC):
                 known = f"it has {', '.join(self.kinds)}.{suggest(column, self.kinds)}"
                 raise DataError(f"{argument}: {self.name} has no column {column!r}; {known}")
         if wanted is None:
-            columns = find_columns(self.kinds, choice.columns, self.name, (group, split))
+            columns = find_columns(self.kinds, choice.columns, self.name, (group, split), choice.task)
         else:
             columns = find_inputs(self.kinds, choice.columns, self.name, wanted, features, (group, split))
-        return columns._replace(group=group, split=split, pattern=pattern)
+        return columns._replace(group=group, split=split, pattern=pattern, task=choice.task)
 
     @abstractmethod
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
@@ -307,6 +332,10 @@ def check_rows(
         for what, values in needed.items():
             for i in find_missing(() if values is None else values, what == "label" and several):
                 faults.setdefault(i, f"no {what}")
+        odd = () if rows.numbers is None else (~rows.numbers.isfinite()).any(1).nonzero().flatten().tolist()
+        for i in odd:
+            wanted = f"{len(rows.classes)} finite number(s)"
+            faults.setdefault(i, f"{'|'.join(rows.classes)}: expected {wanted}, got {(rows.labels or ())[i]!r:.60}")
         good[part] = [i for i in range(len(rows.names)) if i not in faults] if faults else range(len(rows.names))
         bad += [f"{rows.names[i]}: {faults[i]}" for i in sorted(faults)]
     check_bad(bad, sum(len(rows.names) for rows in parts.values()), skip_bad, "rows")

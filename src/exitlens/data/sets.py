@@ -20,7 +20,7 @@ from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess
-from exitlens.types.tasks import check_truth
+from exitlens.types.tasks import Task, check_truth, task_of_labels
 
 KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
 LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # limits on the samples, and on their bytes, in one batch
@@ -41,10 +41,10 @@ class SampleSet(Dataset[Any]):
     """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
     by_sample: ClassVar[tuple[str, ...]] = ("labels", "groups", "masks")  # attributes with a row for each sample
-    labels: Tensor  # (N,) integers; several labels a sample (N,C) bool; of pixels (N,H,W) uint8
+    labels: Tensor  # (N,) integers; several (N,C) bool; of pixels (N,H,W) uint8; numbers (N,) or (N,C) floats; none (N,0)
     groups: Tensor | None  # (N,) integers: samples with the same number belong together
     masks: Tensor | None = None  # (N,*S) bool: which locations carry the answer
-    classes: tuple[str, ...]  # names, in label order
+    classes: tuple[str, ...]  # names, in label order; of numbers, what each is
     preprocess: Any  # how raw samples become inputs
     shape: tuple[int, ...] = ()  # of a sample before it is normalised; texts have none
 
@@ -54,13 +54,14 @@ class SampleSet(Dataset[Any]):
         """Check and keep what is known of N samples; ``shape`` is that of their masks, ``(N,*S)``."""
         count = shape[0]
         require(labels, Tensor, "labels")
-        if labels.ndim == 2 and len(classes) < 2:
+        are_numbers = labels.is_floating_point() and (labels.ndim == 2 or len(classes) < 2)
+        if labels.ndim == 2 and len(classes) < 2 and not are_numbers:
             raise InputError(f"classes: expected the names of 2 labels or more, got {tuple(classes)}")
-        check_truth(labels, count, len(classes))
+        check_truth(labels, count, len(classes), "regression" if are_numbers else None)
         if labels.ndim == 3 and labels.shape != tuple(shape):
             raise InputError(f"labels: expected {tuple(shape)}, of the size of the images, got {tuple(labels.shape)}")
-        kinds = {2: torch.bool, 3: torch.uint8}
-        self.labels, self.classes = labels.to(kinds.get(labels.ndim, torch.int64)), tuple(classes)
+        kinds = {} if are_numbers else {1: torch.int64, 2: torch.bool, 3: torch.uint8}
+        self.labels, self.classes = labels.to(kinds.get(labels.ndim, torch.float32)), tuple(classes)
         if groups is not None:
             require(groups, Tensor, "groups")
             if groups.shape != (count,) or groups.is_floating_point():
@@ -74,6 +75,13 @@ class SampleSet(Dataset[Any]):
     def modality(self) -> Modality:
         """The kind of its samples."""
         return find_kind(self.preprocess)
+
+    @property
+    def task(self) -> Task:
+        """The task of a network that learns from them; without labels, ``(N,0)``, it answers vectors."""
+        if self.labels.is_floating_point():
+            return "regression" if self.classes else "embedding"
+        return task_of_labels(self.labels)
 
     @property
     def inputs(self) -> Inputs:

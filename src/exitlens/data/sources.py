@@ -36,7 +36,7 @@ from exitlens.types.preprocessing import (
     TextPreprocess,
     VectorPreprocess,
 )
-from exitlens.types.tasks import TASKS
+from exitlens.types.tasks import BY_LABELS, CONTINUOUS, TASKS, count_answers
 
 NAMES = ("scenes", "fashion", "reviews", "motifs", "blobs")
 TORCHVISION = "torchvision:"
@@ -173,8 +173,11 @@ def make_sets(
         raise DataError(f"data: {origin} has no labels: none of its rows has one")
     good, _ = check_rows(parts, skip_bad, several)
     known = next((rows.classes for rows in parts.values() if rows.classes), ())
-    words = [(rows.labels or ())[i] or "" for name, rows in parts.items() for i in good[name]]
-    labels, names = number_labels(words, classes or known, origin, several)
+    if numbers := [rows.numbers[list(good[name])] for name, rows in parts.items() if rows.numbers is not None]:
+        labels, names = torch.cat(numbers), tuple(classes or known)
+    else:
+        words = [(rows.labels or ())[i] or "" for name, rows in parts.items() for i in good[name]]
+        labels, names = number_labels(words, classes or known, origin, several)
     groups = {name: [rows.groups[i] or "" for i in good[name]] for name, rows in parts.items() if rows.groups is not None}
     ids, group_names = _number_groups(groups)
     sets: dict[str, Assembled] = {}
@@ -231,8 +234,9 @@ def _read_folder(
             note = f"series: {cut}, shorter ones filled with zeros, at the end"
     if choice.columns or choice.split_by:
         raise InputError(f"columns, split_by: {root} is a folder of {what}, without columns. Fix: leave them out")
-    if choice.task == "multilabel" or (choice.task == "classes" and kind == "masks"):
-        fix = "for several labels give a table of the images" if choice.task == "multilabel" else "give class folders"
+    if choice.task in ("multilabel", *CONTINUOUS) or (choice.task == "classes" and kind == "masks"):
+        several = "for several labels or numbers give a table (metadata.csv beside images)"
+        fix = "give class folders" if choice.task == "classes" else several
         raise InputError(f"task: {root} has {label}. Fix: {fix}")
     folders = {path.name: path for path in list_folders(root)}
     splits = {word: path for word, path in folders.items() if name_split(word)}
@@ -290,7 +294,8 @@ class DataSource:
         split_by: a column that names the split of each sample.
         mel: number of bands of the log-mel spectrogram that sounds become (0: networks take the waveform).
         task: ``multilabel``: a label column has any number of labels for a sample, with ``;`` between them;
-            ``segmentation``: a class for each pixel, which folders with masks imply; of scenes, several garments in each.
+            ``segmentation``: a class for each pixel, which folders with masks imply; of scenes, several garments in each;
+            ``regression``: labels are numbers; ``embedding``: there are none.
     """
 
     name: str
@@ -428,8 +433,9 @@ class DataSource:
 
 
 def _describe_classes(part: SampleSet) -> str:
-    if part.labels.ndim == 3:
-        return f"{len(part):,} {part.modality.plural} with {len(part.classes)} classes of pixels"
+    if part.task not in BY_LABELS:
+        counted = f" with {count_answers(part.task, len(part.classes))}" if part.classes else ""
+        return f"{len(part):,} {part.modality.plural}{counted}"
     several = part.labels.ndim == 2
     counts = part.labels.sum(0) if several else part.labels.bincount(minlength=len(part.classes))
     low, high = int(counts.min()), int(counts.max())
@@ -458,7 +464,7 @@ def open_source(name: str, **settings: Any) -> DataSource:
         raise InputError(f"root: {name} needs the folder that holds its files")
     if source.task == "segmentation" and name != "scenes":
         raise InputError(f"task: {name} has no class for each pixel. Fix: give a folder with masks, or scenes")
-    if source.columns or source.group_by or source.split_by or source.task == "multilabel":
+    if source.columns or source.group_by or source.split_by or source.task in ("multilabel", *CONTINUOUS):
         words = "columns, group_by, split_by, task"
         raise InputError(f"{words}: they are for data from files, {name} has no columns. Fix: leave them out")
     return source

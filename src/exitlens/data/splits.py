@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exitlens.data.sets import SampleSet
 from exitlens.errors import DataError, InputError
+from exitlens.types.tasks import BY_LABELS
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
@@ -39,7 +40,8 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
 
     Every group of a set with ``groups`` goes into one part as a whole. If a sample has several labels, the rarest of them
     counts as its class, so that rare labels are spread over all parts. A class with too few samples (groups) to give every
-    part one is a :class:`~exitlens.errors.DataError`. Of images with a class for each pixel all count alike.
+    part one is a :class:`~exitlens.errors.DataError`. With a class for each pixel, numbers or no labels all samples are
+    alike.
 
     Examples:
         >>> train, test = xl.data.split_set(scenes, (0.75, 0.25))
@@ -50,9 +52,9 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
         raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")
     rng = torch.Generator().manual_seed(seed)
     labels, classes = data.labels, data.classes
-    if labels.ndim == 2:
+    if data.task == "multilabel":
         labels, classes = find_rarest(labels), (*classes, "none of the labels")
-    if labels.ndim == 3:
+    if data.task not in BY_LABELS:
         labels, classes = torch.zeros(len(labels), dtype=torch.int64), ("any",)
     if data.groups is not None and len(data.groups.unique()) < len(data.groups):
         parts = assign_groups(labels, data.groups, classes, shares, rng)  # (N,)

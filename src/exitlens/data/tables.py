@@ -91,7 +91,7 @@ class Table(Source):
             words[name] = [to_word(value, classes) for part, classes in named for value in _iterate_column(part, name)]
         label = "".join(columns.labels)
         rows = label_rows(names, columns, words, lambda: self._read_paths(data, first if columns.role == "image" else ""))
-        if not rows.several:
+        if not rows.several and rows.numbers is None:
             classes = tuple(map(str, _find_names(self._features.get(label))))
             rows = rows._replace(classes=classes, several=self.kinds.get(label) in ("list", "words"))
         if columns.role == "image":

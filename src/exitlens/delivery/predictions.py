@@ -12,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
+import numpy as np
+
 from exitlens.data.streams import SampleStream
 from exitlens.delivery.pictures import draw_mask
 from exitlens.errors import DataError, ExitlensError, InputError, OutputError, OutputExistsError, import_extra
 from exitlens.functional.drift import DriftMonitor
-from exitlens.io import make_directory, replace_atomically, write_json
+from exitlens.io import RowStore, make_directory, replace_atomically, write_json
 from exitlens.modalities.image import read_size
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
@@ -78,6 +80,34 @@ def write_masks(
                 raise OutputError(f"out: {mask} cannot be written ({_reason(error)}). Fix: make room there.") from error
         yield pred
         count += len(pred)
+
+
+def keep_arrays(predictions: Iterable[Prediction], samples: SampleStream, out: Path) -> Iterator[Prediction]:
+    """Pass answers on, and after the last one write a new NumPy file of them.
+
+    A ``.npy`` file has numbers ``(N,)`` or ``(N,C)``, or vectors ``(N,D)``, in the order of the data; a ``.npz`` file has
+    these as ``labels``, beside ``files``, ``exits`` and ``confidence`` ``(N,)``.
+    """
+    if out.exists():
+        raise OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+    store, count, names = RowStore(), 0, ("labels", "exits", "confidence")
+    for pred in predictions:
+        for name in names:
+            store.add(name, getattr(pred, name))
+        count += len(pred)
+        yield pred
+    if not count:
+        return
+    arrays: dict[str, Any] = {name: store.take(name).numpy() for name in names}
+    make_directory(out.parent, "out")
+    try:
+        with replace_atomically(out) as temporary, temporary.open("wb") as handle:
+            if out.suffix.lower() == ".npy":
+                np.save(handle, arrays["labels"])
+            else:
+                np.savez(handle, files=np.array(list(map(str, samples.files[:count]))), **arrays)
+    except OSError as error:
+        raise OutputError(f"out: {out} cannot be written ({_reason(error)}). Fix: make room there.") from error
 
 
 def place_mask(file: str, data: Path, out: Path) -> Path:

@@ -10,6 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from exitlens.data.formats import find_format, find_samples, hash_source
 from exitlens.data.rows import KEY, ROLES, ColumnChoice, parse_columns
 from exitlens.data.sets import SampleSet, set_reading
@@ -24,12 +27,15 @@ from exitlens.io import make_directory, read_json, write_json
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import Policy, Trace
+from exitlens.types.inputs import draw_samples
 from exitlens.types.policies import DEFAULT, RECORDS
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.settings import AS_RECORDED, CertificateRequest, NetworkSettings, ReadSettings, read_record
-from exitlens.types.tasks import WITH_CLASSES, refuse_task
+from exitlens.types.tasks import BY_LABELS, USUAL_SCORES
+from exitlens.workflow.inference import predict_stream
 from exitlens.workflow.training.record import SETTINGS
 
+PROBES = 1000  # vectors that a limit on changed ranks is about
 REQUESTS = "certificate_requests.json"  # beside the bundle's files: certificates that were asked for, by the samples asked
 P = TypeVar("P", bound=Preprocessing)
 DATA, SKIP_BAD, NETWORK = "data.json", "skip_bad", "network"  # the file, and what it has beside the fields of the source
@@ -149,7 +155,6 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
     """Load the network and a policy of a run or bundle (the default one, or that of the name), or raise PolicyError."""
     source = fetch_bundle(path)
     net, policy = load(source)
-    refuse_task(net.info.task, "bundle: this command, or use of the bundle,", WITH_CLASSES)
     policies = load_policies(source) if name or policy is None else {DEFAULT: policy}
     if (policy := policies.get(name or DEFAULT)) is not None:
         return net, policy
@@ -188,7 +193,6 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
     """Load a split of the own data of a run (or bundle), or other labelled data, whole unless they come in named parts."""
-    refuse_task(net.info.task, "bundle: reading its data", WITH_CLASSES)
     data = reading.data
     if not data and (reading.columns or reading.group_by):
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
@@ -212,8 +216,16 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
 
 
 def _open_built_in(net: ExitNet, data: str, root: str) -> DataSource:
-    task = net.info.task if net.info.task == "segmentation" else ""  # the others are told by the data
+    task = "" if net.info.task in BY_LABELS else net.info.task  # told by the data
     return open_source(data, root=root, size=net.info.input_shape[-1], task=task)
+
+
+def load_probes(path: Path, net: ExitNet) -> Tensor:  # (P,D)
+    """Return the final exit's vectors of samples that a run was trained on, to compare ranks by."""
+    train = load_samples(path, net, "train")
+    inputs = train.subset(draw_samples(len(train), PROBES)).inputs
+    never = Policy.never(net.num_exits, score=USUAL_SCORES["embedding"])
+    return torch.cat([pred.labels for pred in predict_stream(net, inputs, never)])
 
 
 def stream_samples(

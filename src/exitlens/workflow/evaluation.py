@@ -181,7 +181,7 @@ class AnswerReport:
     overlap: float | None = None
     exit_overlap: tuple[float, ...] | None = None
 
-    def __str__(self) -> str:
+    def _list_known(self) -> list[tuple[str, float, tuple[float, ...]]]:
         named = {
             "mean absolute error": (self.mae, self.exit_mae),
             "RMSE": (self.rmse, self.exit_rmse),
@@ -189,8 +189,17 @@ class AnswerReport:
             "distance from the final exit's": (self.distance, self.exit_distance),
             "share of the nearest probes": (self.overlap, self.exit_overlap),
         }
-        known = [(name, value, exits) for name, (value, exits) in named.items() if value is not None and exits is not None]
-        return "; ".join(f"{name} {value:.4g} (exits {' '.join(f'{x:.4g}' for x in exits)})" for name, value, exits in known)
+        return [(name, value, exits) for name, (value, exits) in named.items() if value is not None and exits is not None]
+
+    def tabulate(self) -> list[list[str]]:
+        """Return every measure, routed and of every exit, as rows of a table, the head first."""
+        rows = [["", "routed", *(exit_name(k, len(self.exit_distance)) for k in range(len(self.exit_distance)))]]
+        rows += [[name, *(f"{x:.4g}" for x in (value, *exits))] for name, value, exits in self._list_known()]
+        return rows
+
+    def __str__(self) -> str:
+        lists = [(name, value, " ".join(f"{x:.4g}" for x in exits)) for name, value, exits in self._list_known()]
+        return "; ".join(f"{name} {value:.4g} (exits {exits})" for name, value, exits in lists)
 
 
 @dataclass(frozen=True, repr=False)

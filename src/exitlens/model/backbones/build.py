@@ -16,6 +16,7 @@ from torch import nn
 
 from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
+from exitlens.model.backbones.sentences import EXTRA, Sentences
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, load_state, report_match
 from exitlens.model.network import NetworkInfo
@@ -26,6 +27,7 @@ from exitlens.types.weights import Say
 Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
 TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor_config.json"
+MODULES = "modules.json"  # of a SentenceTransformer
 TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 HALF = (0.5, 0.5, 0.5)
 CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "auto_map")  # may name code on the Hub
@@ -48,7 +50,8 @@ def build_backbone(
     classifier of transformers from a directory, a model's name, or a model type such as ``hf:bert``.
 
     Args:
-        num_classes: outputs of the backbone's own classifier.
+        num_classes: outputs of the backbone's own classifier. 0 makes of a text model of transformers an encoder, whose
+            vectors have norm 1 and are the mean of its tokens, or what the directory of a ``SentenceTransformer`` says.
         in_channels: channels of the images, series or volumes, or features of vectors; torchvision's networks take 3.
         pretrained: load the library's default weights, but for the classifier if it has another number of classes. Weights
             that are not cached need network access.
@@ -74,6 +77,8 @@ def build_backbone(
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _build_timm(name, num_classes, in_channels, pretrained, say)
+    if family == "hf" and (name or config) and not num_classes:
+        return _build_encoder(name, pretrained, config, say)
     if family == "hf" and (name or config):
         return _build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary, say)
     if family != "torchvision" or not name:
@@ -93,7 +98,8 @@ def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """
     if info.source.startswith("hf:") and info.config is None:
         raise InputError(f"backbone: {info.source} stands without its configuration. Fix: save the bundle again.")
-    return build_backbone(info.source, info.num_classes, info.channels, config=info.config, modality=info.modality)
+    count = 0 if info.task == "embedding" else info.num_classes
+    return build_backbone(info.source, count, info.channels, config=info.config, modality=info.modality)
 
 
 def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
@@ -140,18 +146,31 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
     return network
 
 
+def _build_encoder(name: str, pretrained: bool, config: Config, say: Say | None) -> Sentences:
+    """Build a text encoder; ``config`` says how tokens are pooled, as :func:`read_config` wrote it."""
+    if pretrained and (Path(name) / MODULES).is_file():
+        package = import_extra("sentence_transformers", EXTRA, f"backbone hf:{name}")
+        with _silence(import_extra("transformers", "hf", f"backbone hf:{name}")):
+            return Sentences.read(package.SentenceTransformer(name, device="cpu")).eval()
+    network = _build_transformers(name, 0, 3, pretrained, config, None, say)
+    return Sentences(network, (config or {}).get("pooling", "mean")).eval()
+
+
 def _build_transformers(
     name: str, num_classes: int, in_channels: int, pretrained: bool, config: Config, vocabulary: int | None, say: Say | None
 ) -> nn.Module:
-    """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``."""
+    """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``.
+
+    With 0 classes it is the network without its classifier.
+    """
     transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
     settings = _read_settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**_strip(config))
-    settings.num_labels = num_classes
+    settings.num_labels = num_classes or settings.num_labels
     if hasattr(settings, "num_channels"):
         settings.num_channels = in_channels
     if vocabulary is not None and not pretrained:
         settings.vocab_size = vocabulary
-    auto = _find_auto_class(transformers, settings)
+    auto = _find_auto_class(transformers, settings) if num_classes else transformers.AutoModel
     if not settings.architectures:  # the first of several (DeiT with or without a teacher)
         settings.architectures = [_list_classes(auto, settings)[0].__name__]
     if not pretrained:
@@ -220,7 +239,10 @@ def read_tokenizer(source: str) -> str | None:
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
-    """Return the configuration from which transformers can build this classifier again; ``None`` for other modules."""
+    """Return the configuration from which this classifier or text encoder is built again; ``None`` for other modules."""
+    if isinstance(module, Sentences):
+        config = getattr(module.encoder, "config", None)
+        return None if config is None else json.loads(config.to_json_string(use_diff=False)) | {"pooling": module.pooling}
     if not type(module).__module__.startswith("transformers."):
         return None
     transformers = import_extra("transformers", "hf", "backbone")

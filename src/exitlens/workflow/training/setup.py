@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -32,6 +33,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types.inputs import can_be_channels_last, list_tensors
 from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.settings import AS_RECORDED, NetworkSettings, ReadSettings
+from exitlens.types.tasks import BY_LABELS
 from exitlens.types.weights import Say
 
 TEXT_LENGTH = 64
@@ -135,6 +137,9 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
     build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
+    is_encoder = train.task == "embedding"
+    if is_encoder and (not settings.pretrained or train.modality is not TEXT):
+        raise InputError("task: vectors are those of a trained encoder of texts. Fix: --backbone hf:DIR --pretrained.")
     words = settings.exits  # names such as layer1,layer2, or a number
     exits = int(words) if words.lstrip("-").isdigit() else [name.strip() for name in words.split(",") if name.strip()]
     exits = exits or []
@@ -145,7 +150,8 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     reads = train.modality if backbone == "small" else find_reader(plain.forward)
     if reads is not train.modality:
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
-    positions = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
+    config: Any = getattr(plain.encoder if is_encoder else plain, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
     if isinstance(train, TextSet) and isinstance(positions, int) and 0 < positions < train.preprocess.length:
         raise InputError(
             f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
@@ -161,14 +167,14 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     net = attach(
         plain,
         exits,
-        len(train.classes),
+        config.hidden_size if is_encoder else len(train.classes),
         example,
-        final="keep" if settings.keep_final else "head",
+        final="keep" if settings.keep_final or is_encoder else "head",
         end=settings.end,
         placement=settings.placement,
         head=settings.head or train.modality.head,  # type: ignore[arg-type]
         groups=read_groups(settings.groups, train.preprocess) if settings.groups else None,
-        task="segmentation" if train.labels.ndim == 3 else None,
+        task=None if train.task in BY_LABELS else train.task,
     )
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
