@@ -166,13 +166,15 @@ def ask(port, body):
         return pandas.DataFrame(json.load(answer)["predictions"])
 
 
-def serve(path):
+def serve(model):
     """Start ``mlflow models serve`` with a model, and wait until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["models", "serve", "--model-uri", str(path), "--env-manager", "local", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = ["models", "serve", "--model-uri", str(model), "--env-manager", "local", "--port", str(port), "--workers", "1"]
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])  # where MLflow looks for uvicorn
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment)
     for _ in range(600):
         assert server.poll() is None, "the server ended"
         try:
