@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def serve(model):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["models", "serve", "--model-uri", str(model), "--env-manager", "local", "--port", str(port), "--workers", "1"]
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])  # where MLflow looks for uvicorn
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where MLflow looks for uvicorn
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment)
     for _ in range(600):
