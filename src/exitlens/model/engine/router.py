@@ -168,6 +168,8 @@ class Router:
             self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *carried), since, entered)
             return
         asked = choose_asked(policy, self.attention)
+        is_late = self.engine.foresees(k, policy.score, asked)
+        asked = "score" if is_late else asked
         activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
@@ -189,6 +191,8 @@ class Router:
             activations = (*activations, refused)  # it travels with the samples that stay
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
+        if is_late and count:
+            batch = batch._replace(probabilities=self.engine.answer_late(k, activations, fired))
         if count == len(where):
             self._let_leave(batch)
         elif count == 0:
