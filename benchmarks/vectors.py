@@ -33,7 +33,7 @@ from benchmarks.reviews import SETS, parse_ratings, read_ratings, shuffle
 from benchmarks.segmentation import draw_certificates
 from benchmarks.series import AT as SERIES_AT
 from benchmarks.series import BATCH as SERIES_BATCH
-from benchmarks.series import UPDATES, WIDTHS
+from benchmarks.series import UPDATES, WIDTHS, find_archive
 from benchmarks.static import interpolate
 from benchmarks.texts import find_source
 from exitlens.delivery.benchmark import pin_threads, time_calls
@@ -325,9 +325,7 @@ def measure_times(seed: int, quick: bool = False) -> Tree:
 
 def load_series(name: str, seed: int) -> SimpleNamespace:
     """Return all series of a set, split anew by seed: half to train with, a quarter each for validation and test; channels are standardised."""
-    import aeon
-
-    start = Path(aeon.__file__).parent / "datasets" / "data" / SERIES[name] / SERIES[name]
+    start = find_archive() / SERIES[name] / SERIES[name]
     texts = [start.with_name(f"{start.name}_{part}.ts").read_text() for part in ("TRAIN", "TEST")]
     rows = [line.split(":") for text in texts for line in text.lower().partition("@data")[2].split("\n") if line.strip()]
     values = torch.tensor([[[float(word) for word in channel.split(",")] for channel in row[:-1]] for row in rows])

@@ -255,7 +255,7 @@ class ExitHead(nn.Module, ABC):
     With ``exact_evidence``, evidence and bias sum to the logits.
     """
 
-    exact_evidence: bool
+    exact_evidence: bool = False
     layout: Layout
     lateral: Layout | None = None  # of earlier features that it reads beside its own
 
@@ -612,24 +612,23 @@ class KeptVectorHead(KeptHead):
 class SkipHead(_EnergyHead):
     """Answers with copies of the last stage and of the backbone's own tail, which read an earlier exit's features.
 
-    Residual networks bear that the stages between are skipped (stochastic depth, arXiv 1603.09382), and training makes up
-    for them. The distance from the final exit's vector is foreseen from the mean of the features alone, so the router runs
-    the copies only for samples that leave.
+    Residual networks bear skipped stages (stochastic depth, arXiv 1603.09382), and training makes up for them. The distance
+    from the final exit's vector is foreseen from the features, so the router runs the copies only for samples that leave.
     """
 
-    exact_evidence = False
     reads = 1 << 30  # all activations
 
-    def __init__(self, layout: Layout, channels: int, last: Stage, final: KeptVectorHead) -> None:
+    def __init__(self, pieces: Pieces, k: int) -> None:
         super().__init__()
-        self.layout, self.last, self.final = layout, *(copy.deepcopy(part).requires_grad_() for part in (last, final))
-        self.forecast = nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+        here, layout = pieces.features[k], pieces.features[-1].layout
+        self.layout, self.last = here.layout, copy.deepcopy(pieces.stages[-1]).requires_grad_()
+        self.final = KeptVectorHead(copy.deepcopy(pieces.tail).requires_grad_(), None, layout)
+        self.forecast = nn.Sequential(nn.Linear(here.channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
 
     def foresee(self, *activations: Tensor) -> Tensor:  # -> (B,1)
-        """Return the expected error."""
-        features, keep = self.features(*activations).flatten(2).float(), self.locations(*activations)
-        mean = features.sum(2) / (features.shape[2] if keep is None else keep.sum(1, keepdim=True))
-        return cast(Tensor, self.forecast(mean.detach()).clamp_max(MOST).exp())
+        """Return the expected error, from the sum of the features."""
+        total = self.features(*activations).flatten(2).float().sum(2).detach()
+        return cast(Tensor, self.forecast(F.layer_norm(total, total.shape[1:])).clamp_max(MOST).exp())
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Return vectors of unit norm and the expected error, ``(B,C+1)``."""
@@ -656,8 +655,6 @@ class PixelHead(NeckHead):
     inputs, which the router asks of answers that leave only. The evidence is these logits, and the attention the mean of the
     class maps of all classes that are told (:func:`~exitlens.functional.maps.attend_classes`).
     """
-
-    exact_evidence = False  # there is no logit of the image that it could sum to
 
     def __init__(
         self,
@@ -768,8 +765,7 @@ def _make_skip_head(pieces: Pieces, k: int, num_classes: int, task: Task) -> Exi
         raise AttachError("head: 'skip' is for vectors, of a network whose features keep their shape. Fix: leave it out")
     if k >= len(pieces.stages) - 2:  # nothing lies between
         return VectorHead(here.channels, num_classes, here.layout)
-    final = KeptVectorHead(pieces.tail, None, pieces.features[-1].layout)
-    return SkipHead(here.layout, here.channels, pieces.stages[-1], final)
+    return SkipHead(pieces, k)
 
 
 def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int) -> PixelHead:

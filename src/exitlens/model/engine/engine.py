@@ -78,10 +78,10 @@ class Engine:
         activations = self.stages[k](*activations)
         return activations, *_call_head(self.heads[k], activations, asked)
 
-    def foresees(self, k: int, score: str, asked: Asked) -> bool:
-        """True if the head of exit k tells whether it is sure before it answers."""
-        is_late = type(self) is Engine and isinstance(self.heads[k], SkipHead)
-        return is_late and asked == "logits" and score not in CHANGE_SCORES
+    def choose_asked(self, k: int, policy: Policy, attention: bool) -> Asked:
+        """Return what head k computes under a policy before it is known which samples leave."""
+        is_late = type(self) is Engine and isinstance(self.heads[k], SkipHead) and policy.score not in CHANGE_SCORES
+        return "score" if is_late and not attention else choose_asked(policy, attention)
 
     def answer_late(self, k: int, activations: Activations, fired: Tensor) -> Tensor:
         """Return the answers ``(B,C+1)`` of exit k, zeros where it did not fire ``(B,)``; stage k has run."""

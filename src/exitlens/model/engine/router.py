@@ -16,7 +16,7 @@ from exitlens.functional.pixels import resize_probabilities
 from exitlens.functional.routing import decide, needs_head
 from exitlens.functional.scores import score_of
 from exitlens.model.cutting.split import Activations
-from exitlens.model.engine.engine import Engine, choose_asked
+from exitlens.model.engine.engine import Engine
 from exitlens.types import Policy
 from exitlens.types.settings import CHANGE_SCORES
 
@@ -167,9 +167,7 @@ class Router:
             carried = () if compares else carried
             self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *carried), since, entered)
             return
-        asked = choose_asked(policy, self.attention)
-        is_late = self.engine.foresees(k, policy.score, asked)
-        asked = "score" if is_late else asked
+        asked = self.engine.choose_asked(k, policy, self.attention)
         activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
@@ -191,7 +189,7 @@ class Router:
             activations = (*activations, refused)  # it travels with the samples that stay
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
-        if is_late and count:
+        if asked == "score" and count:
             batch = batch._replace(probabilities=self.engine.answer_late(k, activations, fired))
         if count == len(where):
             self._let_leave(batch)
