@@ -62,6 +62,7 @@ EXITS, FULL, PLAIN, TIME, BROKEN, RATE, INDEX = "exits", "full", "plain", "time"
 TORCH, ONNX = "PyTorch", "ONNX Runtime"
 BATCHES, SAMPLES, ROUNDS, SECONDS = (1, 32), 192, 7, 60.0
 DRAWS, DRAWN = 1000, 300
+KNOWN = 2000  # training sentences that orthogonal maps are fitted on
 SERIES = {"covid": "Covid3Month", "cardano": "CardanoSentiment"}  # every set of aeon 1.6 with numbers as targets
 MORE_ERROR = 0.05
 LIMITS: dict[str, dict[str, dict[str, Any]]] = {
@@ -249,10 +250,7 @@ def measure_index(seed: int, quick: bool = False) -> Tree:
     data = load_sentences(seed, quick)
     net = train_exits(seed, data, quick)
     exits, vectors = xl.route(collect(net, data, "test"), certify(net, data)), embed_at_exits(net, data["test"])
-    known, mapped = (
-        embed_at_exits(net, data["train"].first(2000 if len(data["train"]) > 2000 else len(data["train"]))),
-        vectors.clone(),
-    )
+    known, mapped = embed_at_exits(net, data["train"].first(min(KNOWN, len(data["train"])))), vectors.clone()
     for k in range(net.num_exits - 1):
         left, _, right = torch.linalg.svd(known[:, k].T @ known[:, -1])
         mapped[:, k] = vectors[:, k] @ (left @ right)
@@ -310,13 +308,11 @@ def measure_times(seed: int, quick: bool = False) -> Tree:
                 answer = partial(xl.predict, other, policy=policies[kind])
                 works[f"{TORCH}|{kind}"] = time_calls(answer, batches, other.tuning.keep_memory)
                 works[f"{ONNX}|{kind}"] = time_calls(runtimes[kind].predict, arrays)
-            times, count = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS), SAMPLES
+            times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
             for way in (TORCH, ONNX):
-                ms = {kind: times.summary(f"{way}|{kind}", 32 if quick else count)["ms"] for kind in nets}
-                measured[f"{way}, batch {size}"] = {
-                    "ms": ms,
-                    "speed": times.ratio(f"{way}|{FULL}", f"{way}|{EXITS}").to_list(),
-                }
+                ms = {kind: times.summary(f"{way}|{kind}", len(inputs["input_ids"]))["ms"] for kind in nets}
+                speed = times.ratio(f"{way}|{FULL}", f"{way}|{EXITS}").to_list()
+                measured[f"{way}, batch {size}"] = {"ms": ms, "speed": speed}
     return measured
 
 
