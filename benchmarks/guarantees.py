@@ -569,8 +569,8 @@ def write_violations(runs: Runs) -> list[str]:
         rows[-1] += show_worst(further["sets"], FURTHER_SETS) if further else [""] * len(FURTHER_SETS)
     return [
         "Share of calibrations after which a risk was above its limit (the worst over limits of 0.5, 1, 2 and 5 %), for δ = 0.05, 0.1, 0.2.",
-        "Splits: 1,000 random draws of 2,000 calibration samples from a real trace, the risk taken on all other samples. Synthetic: 2,000 draws "
-        "of 1,000 samples from three populations whose risks are known.",
+        "Splits: 1,000 random draws (the last two columns: 400) of 2,000 calibration samples from a real trace, the risk taken on all other "
+        "samples. Synthetic: 2,000 draws of 1,000 samples from three populations whose risks are known.",
         "",
         *table(
             ["", *SETS, *FURTHER_SETS],

@@ -51,7 +51,7 @@ from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
 from exitlens.types.settings import RECIPES
 
-HEADROOM = dict.fromkeys(("photographs", "finetuned", "clutter"), 5)  # seeds of the tasks on which exits have room to win
+HEADROOM = dict.fromkeys(("photographs", "finetuned", "clutter"), 3)  # seeds of the tasks on which exits have room to win
 SEEDS = {**HEADROOM, **tasks.SEEDS}
 ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
 EXITS, CASCADE, ROUTED = (

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -252,6 +253,7 @@ def _bet(values: Array, limit: float, level: float, mean: float, variance: float
     return float(min(1.0, np.exp(-np.log1p(stake * (limit - values)).cumsum().max())))
 
 
+@lru_cache(4096)  # a fixed sequence asks for the same counts again and again, and a call takes a millisecond
 def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SPARE, grid: int = 49) -> float:
     """Return a p-value for differences of two 0/1 losses, with the values -1, 0 and 1 (non-inferiority of pairs).
 
