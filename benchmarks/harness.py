@@ -38,7 +38,7 @@ Clock = Callable[[], float]
 NORMAL = 1.96  # standard errors to either side of a 95 % interval
 STUDIES = (
     "performance", "explorer", "edge", "guarantees", "loading", "processes", "relevance", "serving", "traces",
-    "training", "loops", "neighbour", "cues", "binding", "gating", "rules", "cascades", "adapting", "compare", "planning", "pictures", "series", "targets", "truth", "fashion", "texts", "static", "recipes", "backbones", "compat", "demo", "packages", "segmentation",
+    "training", "loops", "neighbour", "cues", "binding", "gating", "rules", "cascades", "adapting", "compare", "planning", "pictures", "series", "targets", "truth", "fashion", "texts", "static", "recipes", "backbones", "compat", "demo", "packages", "segmentation", "vectors",
 )  # fmt: skip
 
 

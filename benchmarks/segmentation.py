@@ -248,22 +248,25 @@ def count_broken(task: str, name: str, seed: int, draws: int, quick: bool = Fals
     """Certify each limit on draws of the test images with replacement, whose mean loss over all test images is known."""
     data = TASKS[task](seed, quick)
     trace = xl.collect(train(task, name, EXITS, seed, data, quick), data.test, batch_size=BATCH)
-    everyone, broken = torch.arange(len(trace)), dict.fromkeys(LIMITS, 0)
-    risks = {
-        label: list_risks(trace, CalibrationRequest(**limits).risk_limits, everyone)[0] for label, limits in LIMITS.items()
-    }
-    cost: dict[str, list[float]] = {label: [] for label in LIMITS}
+    return draw_certificates(trace, LIMITS, draws, DRAWN, DELTA)
+
+
+def draw_certificates(trace: xl.Trace, limits: Mapping[str, Mapping[str, Any]], draws: int, size: int, delta: float) -> Tree:
+    """Certify each limit, by its label, on so many draws of the trace; return the share that is broken on all of it, and the mean cost."""
+    everyone, broken = torch.arange(len(trace)), dict.fromkeys(limits, 0)
+    risks = {label: list_risks(trace, CalibrationRequest(**each).risk_limits, everyone)[0] for label, each in limits.items()}
+    cost: dict[str, list[float]] = {label: [] for label in limits}
     rng = torch.Generator().manual_seed(0)
     for draw in range(draws):
-        for label, limits in LIMITS.items():  # each with samples of its own, since one certificate spends what they can say
+        for label, each in limits.items():  # each with samples of its own, since one certificate spends what they can say
             policy = xl.calibrate(
-                trace.select(torch.randint(len(trace), (DRAWN,), generator=rng)), **limits, delta=DELTA, seed=draw
+                trace.select(torch.randint(len(trace), (size,), generator=rng)), **each, delta=delta, seed=draw
             )
             exits = xl.route(trace, policy)
             promised = min(policy.thresholds) < math.inf  # else the certificate was refused
             broken[label] += promised and risks[label].mean(exits) > risks[label].limit + 1e-9
             cost[label].append(trace.cost[exits].mean().item())
-    return {label: {"draws": draws, "broken": broken[label] / draws, "cost": sum(cost[label]) / draws} for label in LIMITS}
+    return {label: {"draws": draws, "broken": broken[label] / draws, "cost": sum(cost[label]) / draws} for label in limits}
 
 
 def measure_times(task: str, name: str, seed: int, quick: bool = False) -> Tree:

@@ -89,12 +89,16 @@ def load_task(name: str, seed: int) -> Task:
     return make_task(train, validation, {"test": test}, epochs=epochs, batch_size=BATCH)
 
 
-def read_archive(name: str) -> xl.data.ArraySet:
-    """Return training and test series of one of aeon's sets together."""
+def find_archive() -> Path:
     spec = find_spec("aeon")
     if spec is None or spec.origin is None:
         raise SystemExit("aeon: expected the package for its data sets, got none. Fix: pip install aeon")
-    start = Path(spec.origin).parent / "datasets" / "data" / ARCHIVE[name]
+    return Path(spec.origin).parent / "datasets" / "data"
+
+
+def read_archive(name: str) -> xl.data.ArraySet:
+    """Return training and test series of one of aeon's sets together."""
+    start = find_archive() / ARCHIVE[name]
     files = [read_ts(start.with_name(f"{start.name}_{part}.ts")) for part in ("TRAIN", "TEST")]
     values = torch.stack([series for series in chain(*(file.series or () for file in files)) if series is not None])
     names = [str(label) for label in chain(*(file.labels or () for file in files))]

@@ -1,5 +1,6 @@
 """Sentence encoders with exits: their vectors are the model's own, in the shapes of sentence-transformers."""
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import exitlens as xl
+import exitlens_runtime
+from exitlens.model.heads import SkipHead
 from exitlens.sentence_transformers import ExitEncoder, Sentences, attach_sentence_transformer
 from tests.texts import config_values
 
@@ -98,6 +101,75 @@ def test_it_is_trained_and_calibrated_on_sentences_alone(net):
     assert np.allclose(
         ExitEncoder(net, policy).encode(SENTENCES), xl.predict(net, encode(SENTENCES), policy).labels, atol=1e-6
     )
+
+
+@pytest.fixture(scope="module")
+def skipping() -> xl.ExitNet:
+    net = attach_sentence_transformer(Model(), AT, head="skip").eval()
+    torch.nn.init.normal_(net.head(0).forecast[-1].weight, generator=torch.Generator().manual_seed(0))
+    return net
+
+
+def halve(net: xl.ExitNet) -> tuple[xl.Policy, dict[str, Tensor], list[Tensor]]:
+    """Return a policy under which half of the sentences leave at exit 0, the sentences' tokens, and every exit's logits."""
+    tokens = net.info.preprocess.encode(SENTENCES)
+    with torch.inference_mode():
+        logits = [out.logits for out in net(tokens)]
+    scores = (-logits[0][:, -1]).exp().sort().values
+    return xl.Policy((scores[1:3].mean().item(), 2.0), "vector_closeness"), tokens, logits
+
+
+@pytest.mark.slow
+def test_an_exit_that_skips_answers_with_the_last_layers_and_only_where_it_leaves(skipping, monkeypatch):
+    policy, tokens, logits = halve(skipping)
+    encoder = Model()[0].auto_model
+    encoder.encoder.layer = nn.ModuleList([encoder.encoder.layer[i] for i in (0, 2)])  # of three
+    assert torch.allclose(logits[0][:, :-1], Sentences(encoder)(**tokens), atol=1e-6)
+    assert [type(head).__name__ for head in skipping.heads] == ["SkipHead", "VectorHead", "KeptVectorHead"]
+    assert skipping.cost.tolist() == pytest.approx([2 / 3, 2 / 3, 1], abs=0.03)  # staying costs no copies
+    asked: list[int] = []
+    classify = SkipHead.classify
+    monkeypatch.setattr(SkipHead, "classify", lambda head, *parts: asked.append(len(parts[0])) or classify(head, *parts))
+    pred = xl.predict(skipping, tokens, policy)
+    left = int((pred.exits == 0).sum())
+    assert asked == [left]
+    assert 0 < left < 4
+    expected = torch.where((pred.exits == 0)[:, None], logits[0], logits[2])[:, :-1]
+    assert torch.allclose(pred.labels, expected, atol=1e-6)
+    mapped = xl.predict(skipping, tokens, policy, attention=True)  # maps come with the answers, to all
+    assert asked[1:] == [4]
+    assert torch.allclose(mapped.labels, expected, atol=1e-6)
+    shared = xl.explain(skipping, {name: rows[:1] for name, rows in tokens.items()}, policy, to=expected[1]).exits[0]
+    assert shared.numbers[0].number == pytest.approx(F.cosine_similarity(logits[0][:1, :-1], expected[1:2]).item(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_runtime_gives_the_vectors_of_texts(skipping, tmp_path):
+    policy, tokens, _ = halve(skipping)
+    runtime = exitlens_runtime.load(xl.export(skipping, policy, tmp_path / "edge"), threads=1)
+    expected, given = xl.predict(skipping, tokens, policy), runtime.predict_texts(SENTENCES)
+    assert given.exits.tolist() == expected.exits.tolist()
+    assert len(set(given.exits.tolist())) == 2
+    assert np.allclose(given.labels, expected.labels, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_copies_are_trained_and_the_model_is_not(skipping, tmp_path):
+    net, (policy, tokens, logits) = copy.deepcopy(skipping), halve(skipping)
+    loader = DataLoader(SENTENCES * 5, batch_size=4, collate_fn=net.info.preprocess.encode)
+    xl.fit(net, loader, loader, epochs=3, learning_rate=3e-3, head_learning_rate=3e-3, progress=False)
+    _, _, after = halve(net.eval())
+    assert torch.equal(after[2], logits[2])
+    distance, before = (1 - F.cosine_similarity(part[0][:, :-1], logits[2][:, :-1]).mean() for part in (after, logits))
+    assert distance < 0.9 * before
+    xl.save(net, policy, tmp_path / "bundle")
+    loaded, _ = xl.load(tmp_path / "bundle", backbone=Sentences.read(Model()))
+    assert torch.equal(loaded(tokens)[0].logits, after[0])
+
+
+def test_only_vectors_skip():
+    with pytest.raises(xl.errors.AttachError, match=r"head: 'skip' is for vectors.*Fix"):
+        xl.attach("small", ["layer1", "layer2"], 3, torch.rand(1, 3, 16, 16), head="skip")
 
 
 def test_the_first_token_is_the_vector_of_a_model_that_pools_so():

@@ -11,6 +11,7 @@ import torch
 from exitlens.errors import InputError, import_extra, require
 from exitlens.model.attach import attach
 from exitlens.model.backbones.sentences import EXTRA, Sentences
+from exitlens.model.heads import HeadKind
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import map_inputs
@@ -20,7 +21,9 @@ from exitlens.workflow.inference import check_policy, predict_stream
 __all__ = ["ExitEncoder", "Sentences", "attach_sentence_transformer"]
 
 
-def attach_sentence_transformer(model: Any, at: Sequence[str] | int, *, length: int | None = None) -> ExitNet:
+def attach_sentence_transformer(
+    model: Any, at: Sequence[str] | int, *, length: int | None = None, head: HeadKind = "evidence"
+) -> ExitNet:
     """Attach exits to a trained ``SentenceTransformer``; the final exit's vectors stay those of its ``encode``.
 
     They have norm 1: those of a model without ``Normalize`` are those of ``encode(..., normalize_embeddings=True)``.
@@ -30,6 +33,7 @@ def attach_sentence_transformer(model: Any, at: Sequence[str] | int, *, length: 
         at: names of modules such as ``encoder.encoder.layer.1`` (``encoder.`` and what the transformer calls it), or how
             many exits, as in :func:`exitlens.attach`.
         length: tokens that every sentence is cut or padded to, by default as many as the model takes. Time grows with it.
+        head: of the early exits, as in :func:`exitlens.attach`; ``"skip"`` is much nearer to the model's vectors.
 
     Raises:
         InputError: for a model of other modules, with a default prompt or with ``truncate_dim``.
@@ -41,7 +45,7 @@ def attach_sentence_transformer(model: Any, at: Sequence[str] | int, *, length: 
     preprocess = TextPreprocess(model.tokenizer.backend_tokenizer.to_str(), length or model.max_seq_length)
     example = map_inputs(preprocess.encode(["A sentence."]), lambda tensor: tensor.to(model.device))
     width: Any = backbone.encoder.config.hidden_size  # type: ignore[union-attr]
-    net = attach(backbone, at, width, example, final="keep", task="embedding")
+    net = attach(backbone, at, width, example, final="keep", task="embedding", head=head)
     net.describe(preprocess=preprocess)
     return net
 

@@ -32,6 +32,7 @@ from benchmarks import (
     tasks,
     traces,
     training,
+    vectors,
 )
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
@@ -440,3 +441,47 @@ def test_segmentation_is_judged_at_equal_time():
     assert promises["segmentation|scenes|unet|speed|1"].state == "kept"
     gain = promises["segmentation|scenes|unet|gain|16"].measured  # at 4 ms static ones have 0.65, between 3 and 5 ms
     assert gain == pytest.approx(14.0)
+
+
+def test_static_rivals_of_sentences_keep_the_first_and_the_last_layers():
+    assert [vectors.choose_layers(count) for count in vectors.CUTS] == [[0, 5], [0, 1, 5], [0, 1, 4, 5], [0, 1, 2, 4, 5]]
+
+
+def test_recall_counts_documents_that_both_find():
+    rng = torch.Generator().manual_seed(0)
+    queries, documents = torch.randn(3, 8, generator=rng), torch.randn(40, 8, generator=rng)
+    assert vectors.measure_recall(queries, documents, (queries, documents)) == 1.0
+    wanted = [set((query @ documents.T).argsort(descending=True)[:10].tolist()) for query in queries]
+    given = [set((query @ documents.T).argsort()[:10].tolist()) for query in queries]
+    expected = np.mean([len(a & b) / 10 for a, b in zip(wanted, given, strict=True)])
+    assert vectors.measure_recall(-queries, documents, (queries, documents)) == pytest.approx(expected)
+
+
+def test_sentences_are_judged_at_equal_time():
+    recalls, ms = {2: 0.4, 3: 0.5, 4: 0.7, 5: 0.8}, {"full": [6.0], "exits": [5.5]}
+    ms |= {f"cut-{n}": [float(n)] for n in recalls}
+    ways = {
+        f"{way}, batch {size}": {"ms": ms, "speed": [1.1]}
+        for way in (vectors.TORCH, vectors.ONNX)
+        for size in vectors.BATCHES
+    }
+    runs = {}
+    for seed in range(2):
+        runs |= {f"sentences/cut-{n}-{seed}": {"validation": x, "recall": x, "cosine": x} for n, x in recalls.items()}
+        runs[f"sentences/exits-{seed}"] = {"recall": 0.96, "cosine": 0.99, "exit_recall": [0.7, 0.5, 1.0]}
+        runs |= {f"sentences/time-{seed}": ways, f"sentences/index-{seed}": {"routed": 0.97}}
+    promises = {promise.key: promise for promise in vectors.list_promises(runs)}
+    assert promises["vectors|gain|PyTorch, batch 1"].measured == pytest.approx(6.0)  # static: 0.9, between 0.8 and 1
+    assert promises["vectors|speed|ONNX Runtime, batch 32"].state == "missed"
+    assert {promises[f"vectors|{name}"].state for name in ("recall", "cosine", "index")} == {"kept"}
+    assert "| exits | 0.960 | 0.990 | 0.70 / 0.50 / 1.00 | 5.50" in "\n".join(vectors.write_table(runs))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("covid", (1, 84)), ("cardano", (2, 24))])
+def test_series_with_numbers_come_with_aeon(name, shape):
+    pytest.importorskip("aeon")
+    data = vectors.load_series(name, seed=0)
+    assert data.train.tensors[0].shape[1:] == shape
+    assert sum(len(part) for part in vars(data).values()) == {"covid": 201, "cardano": 107}[name]
+    assert data.train.tensors[1].std() > 0
+    assert abs(data.train.tensors[0].mean()) < 1e-3

@@ -29,6 +29,7 @@ from exitlens.model.heads import (
     KeptHead,
     KeptPixelHead,
     KeptVectorHead,
+    SkipHead,
     check_groups,
     choose_dense_side,
     make_head,
@@ -80,7 +81,8 @@ def attach(  # noqa: PLR0913
             :class:`~exitlens.model.heads.TokenNeck`) makes early answers much better for some 4 % more cost, and puts all
             maps on one grid, if sizes divide. If the last features have fewer than 7 locations a side, the final head reads
             earlier, finer ones too; heads on tokens read those of the first exit beside their own. ``"average"``: average
-            pooling, for comparison.
+            pooling, for comparison. ``"skip"``, for vectors: an exit skips to the last stage
+            (:class:`~exitlens.model.heads.SkipHead`), so its features have to have the shape of those before that stage.
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
@@ -314,7 +316,7 @@ def _measure_cost(pieces: Pieces, heads: Sequence[ExitHead], final: Final, plain
         with switch_mode(stage, False), switch_mode(head, False):
             macs, activations = count_macs(stage, *activations)
             head_macs, _ = count_macs(head.classify, *activations)
-        total += macs + head_macs
         at_heads += 0 if final == "keep" and k == len(heads) - 1 else head_macs
-        cost.append(total / plain)
+        cost.append((total + macs + head_macs) / plain)
+        total += macs + (0 if isinstance(head, SkipHead) else head_macs)  # whose answers only samples that leave pay for
     return torch.tensor(cost), at_heads / plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -243,7 +244,7 @@ def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int
     return tuple((str(name), tuple(members)) for name, members in groups.items())
 
 
-HeadKind = Literal["evidence", "context", "average"]
+HeadKind = Literal["evidence", "context", "average", "skip"]
 HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 
 
@@ -254,7 +255,7 @@ class ExitHead(nn.Module, ABC):
     With ``exact_evidence``, evidence and bias sum to the logits.
     """
 
-    exact_evidence: bool
+    exact_evidence: bool = False
     layout: Layout
     lateral: Layout | None = None  # of earlier features that it reads beside its own
 
@@ -608,6 +609,45 @@ class KeptVectorHead(KeptHead):
         return SharedSimilarity(cosine, shares, torch.zeros_like(cosine), is_mean)
 
 
+class SkipHead(_EnergyHead):
+    """Answers with copies of the last stage and of the backbone's own tail, which read an earlier exit's features.
+
+    Residual networks bear skipped stages (stochastic depth, arXiv 1603.09382), and training makes up for them. The distance
+    from the final exit's vector is foreseen from the features, so the router runs the copies only for samples that leave.
+    """
+
+    reads = 1 << 30  # all activations
+
+    def __init__(self, pieces: Pieces, k: int) -> None:
+        super().__init__()
+        here, layout = pieces.features[k], pieces.features[-1].layout
+        self.layout, self.last = here.layout, copy.deepcopy(pieces.stages[-1]).requires_grad_()
+        self.final = KeptVectorHead(copy.deepcopy(pieces.tail).requires_grad_(), None, layout)
+        self.forecast = nn.Sequential(nn.Linear(here.channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+
+    def foresee(self, *activations: Tensor) -> Tensor:  # -> (B,1)
+        """Return the expected error, from the sum of the features."""
+        total = self.features(*activations).flatten(2).float().sum(2).detach()
+        return cast(Tensor, self.forecast(F.layer_norm(total, total.shape[1:])).clamp_max(MOST).exp())
+
+    def classify(self, *activations: Tensor) -> Tensor:
+        """Return vectors of unit norm and the expected error, ``(B,C+1)``."""
+        vectors = self.final.classify(*self._run_last(activations))[:, :-1]
+        return torch.cat([vectors, self.foresee(*activations)], 1)
+
+    def forward(self, *activations: Tensor) -> ExitOutput:
+        """Return logits, attention (energy) and no evidence, see :class:`VectorHead`."""
+        return leave_out_evidence(*self.with_attention(*activations))
+
+    def share_similarity(self, to: Tensor, *activations: Tensor) -> SharedSimilarity:  # (B,C)
+        """Share out the cosine with other vectors, see :class:`KeptVectorHead`."""
+        return self.final.share_similarity(to, *self._run_last(activations))
+
+    def _run_last(self, activations: Sequence[Tensor]) -> Sequence[Tensor]:
+        dtype = next(self.parameters()).dtype  # whatever the stages'; the graph of evaluation has no dropout
+        return self.last.evaluation(*(t.to(dtype) if t.is_floating_point() else t for t in activations))  # type: ignore[no-any-return]
+
+
 class PixelHead(NeckHead):
     """Answers one class a pixel: a 1x1 convolution gives each location a logit for every class.
 
@@ -615,8 +655,6 @@ class PixelHead(NeckHead):
     inputs, which the router asks of answers that leave only. The evidence is these logits, and the attention the mean of the
     class maps of all classes that are told (:func:`~exitlens.functional.maps.attend_classes`).
     """
-
-    exact_evidence = False  # there is no logit of the image that it could sum to
 
     def __init__(
         self,
@@ -704,6 +742,8 @@ def make_head(
     is_plane, budget = len(size) >= 2, NECK_SHARE * plain
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
+    if kind == "skip":
+        return _make_skip_head(pieces, k, num_classes, task)
     if groups and lateral is not None:
         neck = fit_group_neck(channels, lateral.channels, groups, budget / count)
         return make(channels, num_classes, layout, neck, lateral.layout)
@@ -717,6 +757,15 @@ def make_head(
         fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
     )
     return make(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
+
+
+def _make_skip_head(pieces: Pieces, k: int, num_classes: int, task: Task) -> ExitHead:
+    here, before = pieces.features[k], pieces.features[-2:][0]
+    if task != "embedding" or (here.channels, here.size) != (before.channels, before.size):
+        raise AttachError("head: 'skip' is for vectors, of a network whose features keep their shape. Fix: leave it out")
+    if k >= len(pieces.stages) - 2:  # nothing lies between
+        return VectorHead(here.channels, num_classes, here.layout)
+    return SkipHead(pieces, k)
 
 
 def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int) -> PixelHead:

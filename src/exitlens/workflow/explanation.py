@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.attribution import Recording, attribute_exits
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.heads import KeptVectorHead, SharedSimilarity, VectorHead, have_maps
+from exitlens.model.heads import SharedSimilarity, VectorHead, have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, NumberView, PixelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
@@ -111,9 +111,8 @@ def _share(net: ExitNet, activations: Activations, to: Tensor | None) -> list[Sh
     """Return every exit's cosine with other vectors, shared out; nothing without them."""
     shared: list[SharedSimilarity | None] = [None] * net.num_exits
     for k in range(0 if to is None else net.num_exits):
-        activations, head = net.stage(k)(*activations), net.head(k)
+        activations, head = net.stage(k)(*activations), cast(VectorHead, net.head(k))  # or another that has the method
         assert to is not None
-        assert isinstance(head, VectorHead | KeptVectorHead)
         shared[k] = head.share_similarity(to, *activations)
     return shared
 

@@ -17,12 +17,13 @@ from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_count
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads import ExitHead, SkipHead
 from exitlens.types import ExitOutput, Policy
+from exitlens.types.settings import CHANGE_SCORES
 
 # the next stage's inputs, logits, attention, and support, the last two if they were asked for
 Step = tuple[Activations, Tensor, Tensor | None, Tensor | None]
-Asked = Literal["logits", "attention", "support"]  # of a head, each with those before
+Asked = Literal["score", "logits", "attention", "support"]  # of a head, each with those before but the score, of SkipHead
 
 
 class StepOutput(NamedTuple):
@@ -77,6 +78,17 @@ class Engine:
         activations = self.stages[k](*activations)
         return activations, *_call_head(self.heads[k], activations, asked)
 
+    def choose_asked(self, k: int, policy: Policy, attention: bool) -> Asked:
+        """Return what head k computes under a policy before it is known which samples leave."""
+        is_late = type(self) is Engine and isinstance(self.heads[k], SkipHead) and policy.score not in CHANGE_SCORES
+        return "score" if is_late and not attention else choose_asked(policy, attention)
+
+    def answer_late(self, k: int, activations: Activations, fired: Tensor) -> Tensor:
+        """Return the answers ``(B,C+1)`` of exit k, zeros where it did not fire ``(B,)``; stage k has run."""
+        rows = fired.nonzero()[:, 0]
+        answers = self.heads[k].classify(*(t.index_select(0, rows) for t in activations)).float()
+        return answers.new_zeros(len(fired), answers.shape[1]).index_copy_(0, rows, answers)
+
     def try_out(self, activations: Activations) -> None:
         """Run everything once; raise :class:`EngineError` where the precision does not fit the graph."""
         try:
@@ -120,6 +132,8 @@ class Engine:
 
 
 def _call_head(head: ExitHead, activations: Activations, asked: Asked) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if asked == "score":
+        return cast(SkipHead, head).foresee(*activations), None, None
     if asked == "support":
         return head.with_support(*activations)
     return (*head.with_attention(*activations), None) if asked == "attention" else (head.classify(*activations), None, None)

@@ -16,7 +16,7 @@ from exitlens.functional.pixels import resize_probabilities
 from exitlens.functional.routing import decide, needs_head
 from exitlens.functional.scores import score_of
 from exitlens.model.cutting.split import Activations
-from exitlens.model.engine.engine import Engine, choose_asked
+from exitlens.model.engine.engine import Engine
 from exitlens.types import Policy
 from exitlens.types.settings import CHANGE_SCORES
 
@@ -167,7 +167,7 @@ class Router:
             carried = () if compares else carried
             self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *carried), since, entered)
             return
-        asked = choose_asked(policy, self.attention)
+        asked = self.engine.choose_asked(k, policy, self.attention)
         activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
@@ -189,6 +189,8 @@ class Router:
             activations = (*activations, refused)  # it travels with the samples that stay
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
+        if asked == "score" and count:
+            batch = batch._replace(probabilities=self.engine.answer_late(k, activations, fired))
         if count == len(where):
             self._let_leave(batch)
         elif count == 0:
