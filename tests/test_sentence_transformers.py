@@ -172,6 +172,28 @@ def test_only_vectors_skip():
         xl.attach("small", ["layer1", "layer2"], 3, torch.rand(1, 3, 16, 16), head="skip")
 
 
+class Pyramid(nn.Module):
+    """Two cheap layers and a dear one, which keep the shape of their features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 31, padding=15)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,4,L)
+        return F.normalize(self.third(self.second(self.first(x))).mean(2), dim=1)
+
+
+def test_an_exit_must_not_cost_more_than_a_later_one():
+    with pytest.raises(xl.errors.AttachError, match=r"at: expected exits that cost more the later they are.*Fix"):
+        xl.attach(Pyramid(), ["first", "second"], 4, torch.rand(1, 4, 8), task="embedding", final="keep", head="skip")
+
+
+def test_a_network_without_early_exits_whose_end_has_no_weights_answers():
+    net, x = xl.attach(Pyramid(), [], 4, torch.rand(1, 4, 8), task="embedding", final="keep").eval(), torch.rand(3, 4, 8)
+    vectors = xl.predict(net, x, xl.Policy((), "vector_closeness")).labels
+    assert torch.allclose(vectors, net(x)[-1].logits[:, :-1], atol=1e-6)
+
+
 def test_the_first_token_is_the_vector_of_a_model_that_pools_so():
     backbone = Sentences.read(Model("cls"))
     tokens = {"input_ids": torch.tensor([[1, 5, 6, 2]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}

@@ -97,7 +97,7 @@ def _write_bundle(net: ExitNet, policies: Mapping[str, Policy], target: Path, fa
         "fingerprint": net.fingerprint(),
         "channels_last": net.is_channels_last,
         "tuning": net.tuning.to_dict() if net.is_tuned else None,
-        "dtype": str(next(net.head(0).parameters()).dtype).removeprefix("torch."),
+        "dtype": str(net.weight.dtype).removeprefix("torch."),
     }
     engine = None
     if net.is_tuned and (net.tuning.backend, net.tuning.precision) == ("onnx", "float32"):

@@ -356,7 +356,7 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
     import_onnx()
-    dtype = next(net.head(0).parameters()).dtype
+    dtype = net.weight.dtype
     if dtype != torch.float32:
         raise ExportError(f"net: expected float32, got {dtype}. Fix: net.float(), and calibrate a policy for it.")
     if net.is_tuned and net.tuning.precision != "float32":

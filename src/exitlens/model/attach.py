@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import get_args
 
 import torch
@@ -319,4 +320,6 @@ def _measure_cost(pieces: Pieces, heads: Sequence[ExitHead], final: Final, plain
         at_heads += 0 if final == "keep" and k == len(heads) - 1 else head_macs
         cost.append((total + macs + head_macs) / plain)
         total += macs + (0 if isinstance(head, SkipHead) else head_macs)  # whose answers only samples that leave pay for
+    if any(later <= earlier for earlier, later in pairwise(cost)):  # as exits that skip stages may
+        raise AttachError(f"at: expected exits that cost more the later they are, got {cost}. Fix: name fewer modules")
     return torch.tensor(cost), at_heads / plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -214,7 +214,12 @@ class ExitNet(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return next(self.heads[0].parameters()).device
+        return self.weight.device
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """A parameter, whose device and dtype inputs take; of the first head, unless it has none."""
+        return next(chain(self.heads[0].parameters(), self.parameters()))
 
     @property
     def is_channels_last(self) -> bool:
@@ -354,7 +359,7 @@ class ExitNet(nn.Module):
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
         """Return the tensors that the first stage takes; raise :class:`InputError` for inputs it cannot take."""
-        return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
+        return self.input_spec.check(inputs, name, self.weight)
 
     def check_policy(self, policy: Policy) -> None:
         """Raise :class:`InputError` for another object, and :class:`PolicyError` for a policy of another network."""
@@ -362,7 +367,7 @@ class ExitNet(nn.Module):
         policy.check(self.num_exits, self.identity() if policy.network else "", self.info.task)
 
     def _make_example(self) -> Activations:
-        return self.unpack(self.info.example(next(self.heads[0].parameters())))
+        return self.unpack(self.info.example(self.weight))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the original backbone, so that copies and pickles share nothing with it."""

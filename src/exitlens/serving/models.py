@@ -78,7 +78,7 @@ class ServedModel:
     @cached_property
     def _like(self) -> Tensor:
         """A tensor of the network's type, on its device."""
-        return torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
+        return torch.zeros(()) if self.net is None else self.net.weight
 
     def make_example(self) -> Activations:
         """Return one sample, as the first stage takes it."""

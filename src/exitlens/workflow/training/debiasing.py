@@ -57,7 +57,7 @@ class ShallowExpert:
 
     def __post_init__(self) -> None:
         net = self.net
-        like = next(net.heads[0].parameters())
+        like = net.weight
         with switch_mode(net, False), torch.no_grad():
             shallow = net.observe(net.info.example(like)).shallow
         assert shallow is not None
