@@ -3,7 +3,7 @@
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
 idle machine. Tasks with headroom have more: TASK/rate-PART, which comes first and chooses a learning rate for the others (without it
 they take the recipe's), TASK/routed-SEED (ours, trained for routing) and TASK/cascade-SEED (a static network before the distilled full
-one). Cells train what they need if it is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and clutter
+one). Cells train what they need if it is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and turned
 ``dataset-fashion-mnist``, photographs npm. Training takes hours, timing minutes.
 """
 
@@ -51,7 +51,7 @@ from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
 from exitlens.types.settings import RECIPES
 
-HEADROOM = dict.fromkeys(("photographs", "finetuned", "clutter"), 3)  # seeds of the tasks on which exits have room to win
+HEADROOM = dict.fromkeys(("photographs", "finetuned", "turned"), 3)  # seeds of the tasks on which exits have room to win
 SEEDS = {**HEADROOM, **tasks.SEEDS}
 ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
 EXITS, CASCADE, ROUTED = (
@@ -124,8 +124,8 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "pictures": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
     "vit": list_cuts("blocks.1", "blocks.3"),
     "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
-    "photographs": list_widths(50, 71) | list_cuts("layer1", "layer2", "layer3") | UNCUT,
-    **dict.fromkeys(("finetuned", "clutter"), list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT),
+    **dict.fromkeys(("photographs", "turned"), list_widths(50, 71) | list_cuts("layer1", "layer2", "layer3") | UNCUT),
+    "finetuned": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT,
 }
 RIVALS = {**dict.fromkeys(tasks.SEEDS, "cut"), "digits": "width"}  # by validation data of seed 0; later seeds have no other
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only

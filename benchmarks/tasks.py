@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ TITLES = {
     "reviews": "Film reviews, all-MiniLM-L6-v2",
     "photographs": "Photographs of 32 pixels (CIFAR-10), our small network from scratch",
     "finetuned": "10,000 of the photographs at 64 pixels, EfficientNet-Lite0 with ImageNet weights",
-    "clutter": "10,000 garments of Fashion-MNIST among pieces of others, 64 pixels, the same network",
+    "turned": "Garments of Fashion-MNIST at any angle, place and size, 40 pixels, our small network from scratch",
 }
 
 
@@ -163,48 +164,41 @@ def read_photograph_labels(part: str) -> Tensor:
 def finetuned(seed: int) -> Task:
     """Return EfficientNet-Lite0 with ImageNet weights on 10,000 of the photographs, enlarged to 64 pixels."""
     whole = photographs(seed)
-    return from_imagenet(*map(enlarge, (whole.train, whole.validation, whole.tests["test"])))
-
-
-def enlarge(data: Any) -> xl.data.ImageSet:
-    images = F.interpolate(data.images[:10_000].float(), (64, 64), mode="bicubic", antialias=True)
-    return xl.data.ImageSet(images.round().clamp(0, 255).to(torch.uint8), data.labels[:10_000], data.classes)
-
-
-def clutter(seed: int) -> Task:
-    """Return 10,000 garments of Fashion-MNIST at any place among pieces of others, as cluttered MNIST has digits (arXiv 1406.6247)."""
-    images, labels = read_idx("train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:14_000].split([10_000, 4_000])
-    parts = [(images[rows], labels[rows]) for rows in order] + [read_idx("t10k")]
-    return from_imagenet(*(lay_among_pieces(*part, 10 * seed + i) for i, part in enumerate(parts)))
-
-
-def from_imagenet(*parts: xl.data.ImageSet) -> Task:
-    """Return EfficientNet-Lite0 with ImageNet weights on training, validation and test images."""
-    scale = read_normalisation(BACKBONE)
-    preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
-    train, validation, test = (xl.data.ImageSet(part.images, part.labels, part.classes, None, preprocess) for part in parts)
+    train, validation, test = map(enlarge, (whole.train, whole.validation, whole.tests["test"]))
     settings, at = {"epochs": 4, "batch_size": 32, **PRETRAINED}, ("blocks.2.0", "blocks.4.0", "blocks.5.1")
     return Task(train, validation, {"test": test}, partial(build_pretrained, len(train.classes)), at, settings)
 
 
-def lay_among_pieces(garments: Tensor, labels: Tensor, seed: int) -> xl.data.ImageSet:
-    """Return images of 64 pixels ``(N,3,64,64)``: sixteen squares of the set's other garments, and the garment, at random places."""
-    rng, piece = torch.Generator().manual_seed(seed), 12
-    images = torch.zeros(len(garments), 64, 64, dtype=torch.uint8)
-    for _ in range(16):
-        y, x = torch.randint(garments.shape[-1] - piece + 1, (2,), generator=rng).tolist()
-        paste(images, garments[torch.randperm(len(garments), generator=rng), 0, y : y + piece, x : x + piece], rng)
-    paste(images, garments[:, 0], rng)
-    return xl.data.ImageSet(images[:, None].expand(-1, 3, -1, -1).clone(), labels, CLASSES)
+def enlarge(data: Any) -> xl.data.ImageSet:
+    images, scale = (
+        F.interpolate(data.images[:10_000].float(), (64, 64), mode="bicubic", antialias=True),
+        read_normalisation(BACKBONE),
+    )
+    preprocess = xl.data.Preprocess((64, 64), scale.mean, scale.std)
+    pixels = images.round().clamp(0, 255).to(torch.uint8)
+    return xl.data.ImageSet(pixels, data.labels[:10_000], data.classes, None, preprocess)
 
 
-def paste(images: Tensor, squares: Tensor, rng: torch.Generator) -> None:  # (N,H,W), (N,S,S)
-    """Lay a square over each image, at a random place, wherever it is brighter."""
-    size = squares.shape[-1]
-    corners, steps = torch.randint(images.shape[-1] - size + 1, (2, len(images), 1, 1), generator=rng), torch.arange(size)
-    where = torch.arange(len(images))[:, None, None], corners[0] + steps[:, None], corners[1] + steps
-    images[where] = torch.maximum(images[where], squares)
+def turned(seed: int) -> Task:
+    """Return garments of Fashion-MNIST at any angle, place and size: 20,000 to train on, 5,000 to validate, 10,000 to test on."""
+    images, labels = read_idx("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:25_000].split([20_000, 5_000])
+    parts = [(images[rows], labels[rows]) for rows in order] + [read_idx("t10k")]
+    train, validation, test = (
+        xl.data.ImageSet(turn(images, 10 * seed + i), labels, CLASSES) for i, (images, labels) in enumerate(parts)
+    )
+    return from_scratch(train, validation, {"test": test}, epochs=8)
+
+
+def turn(images: Tensor, seed: int) -> Tensor:  # (N,1,28,28) uint8 -> (N,1,40,40) uint8
+    """Turn each image by any angle, shrink it by up to 0.7 or enlarge it by up to 1.25, and shift it by up to 4 pixels."""
+    rng = torch.Generator().manual_seed(seed)
+    angle, scale = torch.rand(2, len(images), generator=rng)
+    angle, scale, shift = 2 * math.pi * angle, 0.8 + 0.63 * scale, 0.2 * (2 * torch.rand(len(images), 2, generator=rng) - 1)
+    rows = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2) * scale[:, None, None]
+    padded = F.pad(images.float(), (6, 6, 6, 6))
+    grid = F.affine_grid(torch.cat([rows, shift[:, :, None]], 2), list(padded.shape), align_corners=False)
+    return F.grid_sample(padded, grid, align_corners=False).round().to(torch.uint8)
 
 
 def build_pretrained(classes: int) -> nn.Module:
@@ -270,7 +264,7 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
     return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 
-MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, finetuned, clutter, pictures, vit, reviews
+MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, finetuned, turned, pictures, vit, reviews
 TASKS: dict[str, Callable[[int], Task]] = {make.__name__: make for make in MAKERS}
 
 

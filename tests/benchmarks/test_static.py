@@ -34,18 +34,21 @@ def test_cells():
     assert sum("/time-" in cell for cell in cells) == sum(static.SEEDS.values())
     parts = {f"photographs/rate-{part}" for part in ("plain", "egt", "width", "cut")}
     assert parts == {cell for cell in cells if cell.startswith("photographs/rate")}
-    more = {f"photographs/{name}-4" for name in ("cascade", "routed", "whole", "width-50")}
+    more = {f"photographs/{name}-2" for name in ("cascade", "routed", "whole", "width-50")}
     assert more <= set(cells)
-    assert cells.index("clutter/rate-plain") < cells.index("photographs/adaptive-0")
+    assert cells.index("turned/rate-plain") < cells.index("photographs/adaptive-0")
 
 
-def test_a_square_is_laid_wholly_inside_where_it_is_brighter():
-    images, rng = torch.full((3, 6, 6), 2, dtype=torch.uint8), torch.Generator().manual_seed(0)
-    tasks.paste(images, torch.tensor([[5, 1], [5, 5]], dtype=torch.uint8).expand(3, -1, -1), rng)
-    for image in images:
-        rows, columns = (image == 5).nonzero(as_tuple=True)
-        assert (len(rows), int(rows.max() - rows.min()), int(columns.max() - columns.min())) == (3, 1, 1)
-        assert image.sum() == 3 * 5 + 33 * 2
+def test_garments_are_turned_as_wholes():
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 8:20, 8:20] = 200
+    turned = tasks.turn(images, 0)
+    assert turned.shape == (200, 1, 40, 40)
+    mass = turned.float().sum((1, 2, 3)) / images[0].float().sum()
+    assert 0.45 < mass.min() < 0.6  # 1 / 1.43 along both axes
+    assert 1.4 < mass.max() < 1.65
+    assert torch.equal(turned, tasks.turn(images, 0))
+    assert len(turned.flatten(1).unique(dim=0)) == 200
 
 
 def test_a_narrow_network(task):
