@@ -54,20 +54,11 @@ from exitlens.types.settings import RECIPES
 HEADROOM = dict.fromkeys(("photographs", "finetuned", "turned"), 3)  # seeds of the tasks on which exits have room to win
 SEEDS = {**HEADROOM, **tasks.SEEDS}
 ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
-EXITS, CASCADE, ROUTED = (
-    "exits",
-    "cascade",
-    "routed",
-)  # kinds of ways to route; of cascades there is one for each static network
+EXITS, CASCADE, ROUTED = "exits", "cascade", "routed"  # ways to route; there is a cascade for each static network
 KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}, (EXITS, CASCADE)
 STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
 FINAL, FULL = "final", "full"
-POINTS = {
-    FINAL: 0.003,
-    FULL: 0.003,
-    "1": 0.01,
-    "3": 0.03,
-}  # accuracy that may be lost to our final exit (FULL: the full network)
+POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our final exit (FULL: the full network) may lose
 RATES = (1 / 3, 1.0, 3.0)  # of the recipe's
 LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGTLoss(routed=0.5)}
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average

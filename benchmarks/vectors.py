@@ -46,16 +46,10 @@ from exitlens.types.tasks import VECTOR_SCORES
 
 SENTENCES, SEEDS = "sentences", 3
 PARTS = {"train": 6000, "validation": 1000, "calibration": 1500, "test": 2000}
-TOKENS, PROBES, QUERIES = (
-    48,
-    1000,
-    500,
-)  # 97 % of the sentences have no more tokens; the first test sentences look for others
+TOKENS = 48  # 97 % of the sentences have no more
+PROBES, QUERIES = 1000, 500  # test sentences: the first ones look for others
 LAYERS, CUTS = 6, (2, 3, 4, 5)
-AT = (
-    1,
-    3,
-)  # early exits follow these layers, counted from 0; the first may skip the two up to the second, which only ends them
+AT = (1, 3)  # early exits follow these layers, from 0; the first may skip those up to the second, which only ends them
 BATCH, EPOCHS, RATES = 64, 6, (1e-4, 2e-4, 4e-4)
 DISTANCE, RANKS, DELTA = 0.02, 0.05, 0.1  # certified
 EXITS, FULL, PLAIN, TIME, BROKEN, RATE, INDEX = "exits", "full", "plain", "time", "broken", "rate", "index"
