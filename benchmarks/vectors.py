@@ -47,7 +47,7 @@ from exitlens.types.tasks import VECTOR_SCORES
 SENTENCES, SEEDS = "sentences", 3
 PARTS = {"train": 6000, "validation": 1000, "calibration": 1500, "test": 2000}
 TOKENS = 48  # 97 % of the sentences have no more
-PROBES, QUERIES = 1000, 500  # test sentences: the first ones look for others
+PROBES, QUERIES = 1000, 500  # training sentences that ranks are of; test sentences that look for the other ones
 LAYERS, CUTS = 6, (2, 3, 4, 5)
 AT = (1, 3)  # early exits follow these layers, from 0; the first may skip those up to the second, which only ends them
 BATCH, EPOCHS, RATES = 64, 6, (1e-4, 2e-4, 4e-4)
