@@ -172,6 +172,25 @@ def test_only_vectors_skip():
         xl.attach("small", ["layer1", "layer2"], 3, torch.rand(1, 3, 16, 16), head="skip")
 
 
+@pytest.mark.slow
+def test_sentences_are_padded_to_the_least_length_that_holds_them(skipping, monkeypatch):
+    policy, tokens, _ = halve(skipping)
+    encoder, texts = ExitEncoder(skipping, policy, lengths=[6, 4]), [SENTENCES[i % 4] for i in range(10)]
+    assert tokens["attention_mask"].sum(1).tolist() == [5, 5, 3, 8]
+    asked: list[tuple[int, int]] = []
+    encode = xl.data.TextPreprocess.encode
+    monkeypatch.setattr(
+        xl.data.TextPreprocess, "encode", lambda self, texts: asked.append((self.length, len(texts))) or encode(self, texts)
+    )
+    vectors = encoder.encode(texts, batch_size=4)
+    assert asked == [(8, 4), (8, 4), (8, 2), (4, 2), (6, 4), (6, 2), (8, 2)]
+    assert np.allclose(vectors, ExitEncoder(skipping, policy).encode(texts), atol=1e-6)
+    assert encoder.nets[4].head(0).forecast[0].weight.data_ptr() == skipping.head(0).forecast[0].weight.data_ptr()
+    for lengths in ([8], [0], ["4"]):
+        with pytest.raises(xl.errors.InputError, match=r"lengths: expected integers below 8.*Fix"):
+            ExitEncoder(skipping, policy, lengths=lengths)
+
+
 class Pyramid(nn.Module):
     """Two cheap layers and a dear one, which keep the shape of their features."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 
 from exitlens.errors import InputError, import_extra, require
 from exitlens.model.attach import attach
+from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.sentences import EXTRA, Sentences
 from exitlens.model.heads import HeadKind
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
-from exitlens.types.inputs import map_inputs
+from exitlens.types.inputs import MASK, map_inputs
 from exitlens.types.preprocessing import TextPreprocess
 from exitlens.workflow.inference import check_policy, predict_stream
 
@@ -56,14 +58,21 @@ class ExitEncoder:
     Args:
         net: a network that answers vectors to texts.
         policy: calibrated for it; its early exits answer the sentences that they are sure of.
+        lengths: in tokens, below the network's: sentences that fit are padded to these. It changes no vector and saves time.
+            The network is attached for each, which takes seconds; the weights are shared.
     """
 
-    def __init__(self, net: ExitNet, policy: Policy) -> None:
+    def __init__(self, net: ExitNet, policy: Policy, *, lengths: Sequence[int] = ()) -> None:
         require(net, ExitNet, "net")
         check_policy(net, policy)
         if net.info.task != "embedding" or not isinstance(net.info.preprocess, TextPreprocess):
             raise InputError("net: expected one that answers vectors to texts. Fix: see attach_sentence_transformer.")
-        self.net, self.policy, self.preprocess = net, policy, net.info.preprocess
+        self.net, self.policy, whole = net, policy, net.info.preprocess.length
+        if not all(isinstance(length, int) and 0 < length < whole for length in lengths):
+            raise InputError(
+                f"lengths: expected integers below {whole}, the network's, got {lengths!r}. Fix: leave others out."
+            )
+        self.nets = {length: _shorten(net, length) for length in sorted(lengths)} | {whole: net}
 
     def encode(
         self,
@@ -80,10 +89,30 @@ class ExitEncoder:
         They are a NumPy array; with ``convert_to_tensor`` a tensor, with neither a list of tensors.
         """
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        batches = (self.preprocess.encode(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size))
-        answers = predict_stream(self.net, batches, self.policy, progress=bool(show_progress_bar))
-        vectors = torch.cat(
-            [torch.empty(0, self.net.info.num_classes, device=self.net.device), *(p.labels for p in answers)]
-        )
-        rows: Any = vectors if convert_to_tensor else vectors.cpu().numpy() if convert_to_numpy else list(vectors)
-        return rows[0] if isinstance(sentences, str) else rows
+        vectors = torch.empty(len(texts), self.net.info.num_classes, device=self.net.device)
+        parts, counts = _split(texts, batch_size), [0] * len(texts)  # of tokens
+        if len(self.nets) > 1:
+            counts = [int(count) for part in parts for count in self.net.info.preprocess.encode(part)[MASK].sum(1)]
+        for before, (length, net) in zip((-1, *self.nets), self.nets.items(), strict=False):
+            rows = [i for i, count in enumerate(counts) if before < count <= length]
+            batches = (net.info.preprocess.encode([texts[i] for i in part]) for part in _split(rows, batch_size))
+            answers = predict_stream(net, batches, self.policy, progress=bool(show_progress_bar))
+            vectors[rows] = torch.cat([vectors[:0], *(pred.labels for pred in answers)])
+        given: Any = vectors if convert_to_tensor else vectors.cpu().numpy() if convert_to_numpy else list(vectors)
+        return given[0] if isinstance(sentences, str) else given
+
+
+def _split(values: list[Any], size: int) -> list[list[Any]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _shorten(net: ExitNet, length: int) -> ExitNet:
+    """Return the network for shorter texts, with the same weights."""
+    info: Any = net.info
+    preprocess = replace(info.preprocess, length=length)
+    example = map_inputs(preprocess.encode(["A sentence."]), lambda tensor: tensor.to(net.device))
+    backbone = rebuild_backbone(info).to(net.device)
+    short = attach(backbone, info.at, info.num_classes, example, final="keep", task="embedding", head=info.head)
+    short.load_state_dict(net.state_dict(), assign=True)
+    short.describe(preprocess=preprocess)
+    return short.eval()
