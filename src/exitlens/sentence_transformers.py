@@ -67,7 +67,7 @@ class ExitEncoder:
         check_policy(net, policy)
         if net.info.task != "embedding" or not isinstance(net.info.preprocess, TextPreprocess):
             raise InputError("net: expected one that answers vectors to texts. Fix: see attach_sentence_transformer.")
-        self.net, self.policy, whole = net, policy, net.info.preprocess.length
+        self.net, self.policy, self.preprocess, whole = net, policy, net.info.preprocess, net.info.preprocess.length
         if not all(isinstance(length, int) and 0 < length < whole for length in lengths):
             raise InputError(
                 f"lengths: expected integers below {whole}, the network's, got {lengths!r}. Fix: leave others out."
@@ -92,10 +92,11 @@ class ExitEncoder:
         vectors = torch.empty(len(texts), self.net.info.num_classes, device=self.net.device)
         parts, counts = _split(texts, batch_size), [0] * len(texts)  # of tokens
         if len(self.nets) > 1:
-            counts = [int(count) for part in parts for count in self.net.info.preprocess.encode(part)[MASK].sum(1)]
+            counts = [int(count) for part in parts for count in self.preprocess.encode(part)[MASK].sum(1)]
         for before, (length, net) in zip((-1, *self.nets), self.nets.items(), strict=False):
             rows = [i for i, count in enumerate(counts) if before < count <= length]
-            batches = (net.info.preprocess.encode([texts[i] for i in part]) for part in _split(rows, batch_size))
+            read = replace(self.preprocess, length=length).encode
+            batches = (read([texts[i] for i in part]) for part in _split(rows, batch_size))
             answers = predict_stream(net, batches, self.policy, progress=bool(show_progress_bar))
             vectors[rows] = torch.cat([vectors[:0], *(pred.labels for pred in answers)])
         given: Any = vectors if convert_to_tensor else vectors.cpu().numpy() if convert_to_numpy else list(vectors)
