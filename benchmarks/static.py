@@ -59,7 +59,7 @@ KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for r
 STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
 FINAL, FULL = "final", "full"
 POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our final exit (FULL: the full network) may lose
-RATES = (1 / 3, 1.0, 3.0)  # of the recipe's
+RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless another is so much more accurate
 LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGTLoss(routed=0.5)}
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
 BATCH, TIMED_BATCH, SAMPLES, ROUNDS, SECONDS = 250, 64, 512, 7, 60.0
@@ -185,8 +185,10 @@ def find_part(name: str, kind: str) -> str:
 
 
 def read_rate(name: str, part: str) -> float:
-    """Return what learning rates are multiplied by, as its cell chose; 1 without it."""
-    return float(read_results(FOLDER / "static.csv").get(f"{name}/{RATE}-{part}", {}).get("chosen", 1.0))
+    """Return what learning rates are multiplied by: 1, unless another one is clearly better on validation data."""
+    accuracy = read_results(FOLDER / "static.csv").get(f"{name}/{RATE}-{part}", {}).get(VALIDATION, {})
+    best = max(accuracy, key=accuracy.__getitem__, default="1")
+    return float(best) if accuracy and accuracy[best] - accuracy["1"] > CLEARLY else 1.0
 
 
 def set_rate(task: Task, rate: float) -> Task:
@@ -196,17 +198,16 @@ def set_rate(task: Task, rate: float) -> Task:
 
 
 def choose_rate(name: str, part: str, quick: bool = False) -> Tree:
-    """Train a part's network (of a family the middle one) for a third of the epochs at each rate; the best on validation data is chosen."""
+    """Train a part's network (of a family the middle one) for a third of the epochs at each rate; return accuracy on validation data."""
     task = load_task(name, 0, 96 if quick else 0)
     short = replace(task, settings=task.settings | {"epochs": math.ceil(task.settings["epochs"] / 3)})
     members = [kind for kind, candidate in CANDIDATES[name].items() if candidate.family == part]
-    kind, accuracy = part if part in LOSSES else members[len(members) // 2], dict[float, float]()
+    kind, accuracy = part if part in LOSSES else members[len(members) // 2], Tree()
     for rate in RATES:
         folder = find_folder(name, f"{RATE}-{part}-x{rate:.2g}", 0, quick)
         net = train_kind(set_rate(short, rate), name, kind, 0, quick, folder)
-        accuracy[rate] = xl.collect(net, task.validation, batch_size=BATCH).correct.double().mean().item()
-    by_rate = {f"{rate:.2g}": value for rate, value in accuracy.items()}
-    return {VALIDATION: by_rate, "chosen": max(RATES, key=accuracy.__getitem__)}
+        accuracy[f"{rate:.2g}"] = xl.collect(net, task.validation, batch_size=BATCH).correct.double().mean().item()
+    return {VALIDATION: accuracy}
 
 
 def open_network(name: str, kind: str, seed: int, quick: bool) -> xl.ExitNet:

@@ -97,10 +97,10 @@ def _tiny(task, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_tiny")
 def test_every_way_and_a_static_network_are_measured_and_timed(tmp_path):
-    chosen = static.choose_rate("photographs", "cut", quick=True)
-    assert set(chosen["validation"]) == {"0.33", "1", "3"}
-    assert chosen["chosen"] in static.RATES
-    write_result(tmp_path / "static.csv", "photographs/rate-cut", {"chosen": 3.0})
+    tried = static.choose_rate("photographs", "cut", quick=True)
+    assert set(tried["validation"]) == {"0.33", "1", "3"}
+    for part, best in (("cut", 0.706), ("plain", 0.704)):  # which is no clear gain
+        write_result(tmp_path / "static.csv", f"photographs/rate-{part}", {"validation": {"0.33": 0.6, "1": 0.7, "3": best}})
     runs = {
         f"photographs/{kind}-0": static.measure_candidate("photographs", kind, 0, quick=True) for kind in ("cut-b", "whole")
     }

@@ -111,6 +111,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
         (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
+        (["explain", "--data", folder, "--out", tmp_path / "w", "--to", folder], "to: it is for one sample"),
         (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "pass --data"),
         (["predict", "--data", folder, "--columns", "image=x"], "holds files of one image each, without columns"),
         (["predict", "--data", tmp_path / "none.csv"], "holds texts, the network takes images"),

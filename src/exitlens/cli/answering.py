@@ -221,7 +221,8 @@ def explain(
     if data and out is None:
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and (relevance or to):
-        raise xl.errors.InputError("relevance, to: they are for one sample. Fix: pass --image or --text, or leave them out.")
+        name = "relevance" if relevance else "to"
+        raise xl.errors.InputError(f"{name}: it is for one sample. Fix: pass --image or --text, or leave it out.")
     reading = make_reading(data=data, columns=columns)
     if not data and (reading.skip_bad or columns):
         raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
