@@ -91,6 +91,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
     (tmp_path / "mixed" / "a.png").write_text("x")
     (tmp_path / "mixed" / "b.png").write_bytes((folder / "dark" / "00.png").read_bytes())
     (tmp_path / "there.csv").write_text("precious")
+    (tmp_path / "texts.csv").write_text("text\na good lamp\n")
     cases = [
         (["predict", "--data", tmp_path / "bad.png"], "cannot be read as an image"),
         (["predict", "--data", tmp_path / "bad.png", "--skip-bad"], "1 of 1 files"),
@@ -114,7 +115,8 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--data", folder, "--out", tmp_path / "w", "--to", folder], "to: it is for one sample"),
         (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "pass --data"),
         (["predict", "--data", folder, "--columns", "image=x"], "holds files of one image each, without columns"),
-        (["predict", "--data", tmp_path / "none.csv"], "holds texts, the network takes images"),
+        (["predict", "--data", tmp_path / "none.csv"], "none.csv cannot be read .FileNotFoundError"),
+        (["predict", "--data", tmp_path / "texts.csv"], "holds texts, the network takes images"),
     ]
     for words, message in cases:
         assert re.search(message, call.error(*words, "--bundle", trained)), words
