@@ -143,7 +143,7 @@ def test_an_exit_that_skips_answers_with_the_last_layers_and_only_where_it_leave
     assert shared.numbers[0].number == pytest.approx(F.cosine_similarity(logits[0][:1, :-1], expected[1:2]).item(), abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_runtime_gives_the_vectors_of_texts(skipping, tmp_path):
     policy, tokens, _ = halve(skipping)
     runtime = exitlens_runtime.load(xl.export(skipping, policy, tmp_path / "edge"), threads=1)

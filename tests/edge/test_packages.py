@@ -100,6 +100,7 @@ def test_what_is_refused(edge, tmp_path, name, server, policy, error, match):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_only_whole_edge_bundles(edge, tmp_path):
     with pytest.raises(xl.errors.BundleError, match="run exitlens export"):
         export_package(tmp_path, tmp_path / "net", "triton")

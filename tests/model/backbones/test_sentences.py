@@ -26,6 +26,7 @@ def test_vectors_have_norm_1_and_ignore_padding(texts, pooling):
     assert torch.allclose(vectors[1], F.normalize(real.mean(0) if pooling == "mean" else real[0], dim=0), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_bundle_holds_the_encoder(texts, pooling, tmp_path):
     net = xl.attach(

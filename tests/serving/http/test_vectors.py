@@ -72,6 +72,7 @@ def test_answers_are_those_of_predict(numbers):
         assert ("no vectors" if numbers else "how series become inputs") in refused.json()["error"]
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_predict():
     net, texts = make_sentences(), ["good film", "bad", "film film film bad"]
     inputs = net.info.preprocess.encode(texts)
