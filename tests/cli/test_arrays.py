@@ -27,6 +27,9 @@ def test_series_from_files_to_answers(call, tmp_path):
     assert "test: all of 'test'" in " ".join(out.split())
     call.ok("calibrate", "--bundle", run, "--max-accuracy-drop", 0.1)
     assert call.json("evaluate", "--bundle", run)["accuracy"] > 0.8
+    (tmp_path / "more").mkdir()
+    write_ts(tmp_path / "more" / "More.ts", 20, 2)
+    assert call.json("evaluate", "--bundle", run, "--data", tmp_path / "more")["accuracy"] > 0.8
     out = call.ok("predict", "--bundle", run, "--data", tmp_path / "data", "--out", tmp_path / "p.csv")
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert len(rows) == 100
