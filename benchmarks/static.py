@@ -56,7 +56,6 @@ SEEDS = {**HEADROOM, **tasks.SEEDS}
 ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
 EXITS, CASCADE, ROUTED = "exits", "cascade", "routed"  # ways to route; there is a cascade for each static network
 KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}, (EXITS, CASCADE)
-STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
 FINAL, FULL = "final", "full"
 POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our final exit (FULL: the full network) may lose
 RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless another is so much more accurate
@@ -81,9 +80,10 @@ class Candidate:
 
 
 def make_narrow(task: Task, width: float) -> xl.ExitNet:
-    """Return our small network with fewer channels (in steps of 8) and its own classifier."""
-    stem, *widths = (8 * round(channels * width / 8) for channels in (STEM, *WIDTHS))
-    example, classes = task.train.first(1).inputs, len(task.train.classes)
+    """Return the task's small network with fewer channels (in steps of 8) and its own classifier."""
+    example, classes, full = task.train.first(1).inputs, len(task.train.classes), task.build()
+    channels = [full.stem[0].out_channels, *(getattr(full, group)[0].conv1.out_channels for group in full.groups)]
+    stem, *widths = (8 * max(1, round(count * width / 8)) for count in channels)
     backbone = SmallResNet(classes, example.shape[1], stem, widths)  # type: ignore[union-attr]
     return xl.attach(backbone, [], classes, example, final="keep")
 
