@@ -1,6 +1,7 @@
 """A static network of equal time, on made-up runs computed by hand; ours and static networks on a tiny task."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks import static, tasks
 from benchmarks.harness import bootstrap_error
 from benchmarks.results import flatten, grow, write_result
 from exitlens.io import read_json
+from exitlens.model.backbones.small import SmallResNet
 from exitlens.types.settings import RECIPES
 from tests.conftest import TinyNet
 
@@ -51,11 +53,13 @@ def test_garments_are_turned_as_wholes():
     assert len(turned.flatten(1).unique(dim=0)) == 200
 
 
-def test_a_narrow_network(task):
-    net = static.Candidate("width", partial(static.make_narrow, width=0.25)).build(task, 0)
+@pytest.mark.parametrize(("channels", "first", "last"), [({}, 16, 64), (tasks.HALF, 8, 32)])
+def test_a_narrow_network(task, channels, first, last):
+    task = replace(task, build=partial(SmallResNet, 4, 3, **channels))
+    net = static.Candidate("width", partial(static.make_narrow, width=0.5)).build(task, 0)
     assert net(task.train.first(2).inputs)[0].logits.shape == (2, 4)
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    assert (convolutions[0].out_channels, convolutions[-1].out_channels) == (8, 32)  # of 32 and 128
+    assert (convolutions[0].out_channels, convolutions[-1].out_channels) == (first, last)
 
 
 def test_a_cut_network_is_the_beginning_of_the_backbone(task):
