@@ -143,7 +143,6 @@ def test_other_commands_work_or_say_what_to_do(call, kind, request, series, sent
     assert open_bundle("m", run).gives_values
     assert "no drift seen" in call.ok("predict", "--bundle", run, "--data", data, "--monitor", "--policy", "other")
     for words in (
-        ("report", run, "--out", tmp_path / "r.html"),
         ("explain", "--bundle", run, "--data", data, "--out", tmp_path / "many"),
         ("export", "--bundle", run, "--out", tmp_path / "other", "--for", "triton"),
     ):
@@ -151,6 +150,11 @@ def test_other_commands_work_or_say_what_to_do(call, kind, request, series, sent
         assert "is not there yet for networks that answer" in error
         assert "Fix: see docs/guides/vectors.md" in error
     assert "it is for one class a sample" in call.error("calibrate", "--bundle", run, "--max-accuracy-drop", 0.1)
+    told = call.json("report", run, "--out", tmp_path / "report.html")
+    assert told["runs"][str(run)]["answers"]["distance"] >= 0
+    page = (tmp_path / "report.html").read_text()
+    assert ("mean absolute error" in page, "share of the nearest probes" in page) == (kind == "priced", kind == "encoder")
+    assert "distance" in call.ok("report", run, "--out", tmp_path / "again.html")
 
 
 @pytest.mark.long
@@ -170,9 +174,10 @@ def test_slow_commands(call, kind, request, tmp_path):
         ("compare", run),
         ("cascade", "--member", f"a={run}", "--member", f"b={run}", "--out", tmp_path / "both"),
         ("export", "--bundle", run, "--out", tmp_path / "other", "--int8"),
-        ("export", "--bundle", run, "--out", tmp_path / "other", "--web"),
     ):
         assert "is not there yet for networks that answer" in call.error(*words)
+    web = call.error("export", "--bundle", run, "--out", tmp_path / "other", "--web")
+    assert "how pictures become inputs" in web
 
 
 def test_bad_numbers_are_told_with_file_and_row(call, series, tmp_path):

@@ -28,6 +28,7 @@ from exitlens.delivery.report import (
 from exitlens.display import pick_exit_colour
 from exitlens.types.comparisons import Comparison, Contender
 from tests.conftest import TinyNet, make_net, make_timing
+from tests.exported import make_continuous
 
 MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
 POLICY = xl.Policy((0.9, 0.6))
@@ -318,3 +319,25 @@ def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny
         assert "the &quot;other&quot;" in svg
         assert INK not in svg
         assert PAPER not in svg
+
+
+@pytest.mark.parametrize("numbers", [2, 0], ids=["numbers", "vectors"])
+def test_numbers_and_vectors_have_distances_instead_of_accuracies(numbers, tmp_path):
+    pixels = torch.randint(0, 255, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.tensor([50.0, 0.0]) + torch.arange(48.0).view(24, 2) if numbers else torch.zeros(24, 0)
+    data = xl.data.ImageSet(pixels, labels, ("length", "width") if numbers else (), None, xl.data.Preprocess((16, 16)))
+    net, policy = make_continuous(numbers), xl.Policy((0.5,), "closeness" if numbers else "vector_closeness")
+    assert not report.can_delete(net)
+    subject = Subject("x", net, policy, {"test": xl.evaluate(xl.collect(net, data), policy)})
+    page, measured = write(tmp_path, data, subject), subject.reports["test"]
+    assert "accuracy" not in page.lower()
+    assert f">{measured.answers.distance:.4g}</td>" in page
+    assert not numbers or f"off by <b>{measured.answers.mae:.3f}</b>" in page
+    assert ("cosine 1<br>" in page) == (numbers == 0)  # of the final exit's vector and itself
+    assert page.count("the label (test)") == (6 if numbers else 0)
+    links = _Page()
+    links.feed(page)
+    assert all(f'id="{link[1:]}"' in page for link in links.links if link.startswith("#"))
+    errors = [float(error) for error in re.findall(r"off by ([\d.]+)</span>", page)]
+    assert len(errors) == (6 if numbers else 0)
+    assert not numbers or min(errors[:3]) >= max(errors[3:]) - 1e-4

@@ -30,7 +30,7 @@ from exitlens.serving.settings import Adapting, Watching
 from exitlens.types.settings import PIXEL_SCORES
 from tests.conftest import make_unet
 from tests.edge.test_export import answer
-from tests.exported import check_answers, serve_page
+from tests.exported import ask_page, check_answers, draw_pictures, read_pictures, serve_page
 from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
@@ -272,26 +272,14 @@ def site(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_colours_what_the_library_sees(site, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    rng, paths = np.random.default_rng(0), [tmp_path / f"{i}.png" for i in range(8)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
-    inputs = torch.stack([NET.info.preprocess.normalise(xl.data.read_image(path, (16, 16), 3)) for path in paths])
+    paths = draw_pictures(tmp_path, 8)
+    inputs = read_pictures(NET, paths)
     expected = xl.predict(NET, inputs, POLICY)
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        page.goto(site)
-        page.wait_for_selector("body[data-ready]", timeout=60000)
-        page.set_input_files("#files", [str(path) for path in paths])
-        page.wait_for_selector("body:not([data-busy]) #rows tr:nth-child(8)", timeout=60000)
-        rows = page.evaluate("[...document.querySelectorAll('#rows tr')].map(r => [...r.cells].map(c => c.textContent))")
+    with ask_page(site, paths) as (page, rows):
         assert page.locator("figure").count() == 3
         assert page.locator("figure.answered").get_attribute("data-exit") == rows[0][2]
         told = {text.rpartition(" ")[0].rpartition(" ")[0] for text in rows[0][1].split(", ")}
         assert told <= set(page.locator("#key span").all_inner_texts()) <= set(NAMES)
-        browser.close()
     assert [int(row[2]) for row in rows] == expected.exits.tolist()
     for row, labels in zip(rows, expected.labels.numpy(), strict=True):
         words = [text.removesuffix(" %").rpartition(" ") for text in row[1].split(", ")]

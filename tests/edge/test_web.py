@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.edge import web
 from tests.conftest import make_net
-from tests.exported import serve_page
+from tests.exported import ask_page, draw_pictures, make_continuous, read_pictures, serve_page
 
 pytest.importorskip("onnxruntime")
 
@@ -95,7 +96,7 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
         size = (16, 16) if i % 3 else (int(rng.integers(8, 60)), int(rng.integers(8, 60)))
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(paths[-1])
-    inputs = torch.stack([net.info.preprocess.normalise(xl.data.read_image(path, (16, 16), 3)) for path in paths])
+    inputs = read_pictures(net, paths)
     expected = xl.predict(net, inputs, policy)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
@@ -122,3 +123,30 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
     assert [row[1] for row in rows] == ["wxyz"[i] for i in expected.labels.tolist()]
     assert [int(row[2]) for row in rows] == expected.exits.tolist()
     assert [float(row[3]) for row in rows] == pytest.approx(expected.confidence.tolist(), abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [pytest.param(2, marks=pytest.mark.long), 0], ids=["numbers", "vectors"])
+def test_numbers_and_vectors_in_the_browser_are_the_librarys(numbers, tmp_path):
+    net, paths = make_continuous(numbers), draw_pictures(tmp_path, 6)
+    inputs = read_pictures(net, paths)
+    never = xl.Policy.never(2, score="closeness" if numbers else "vector_closeness")
+    scores = xl.predict(net, inputs, replace(never, thresholds=(0.0,))).confidence.sort().values
+    policy = replace(never, thresholds=(scores[2:4].mean().item(),))
+    expected = xl.predict(net, inputs, policy)
+    assert sorted(set(expected.exits.tolist())) == [0, 1]
+    with serve_page(net, policy, tmp_path / "site") as address, ask_page(address, paths) as (page, rows):
+        assert page.inner_text("#about").startswith("2 numbers, 2 exits" if numbers else "Vectors of 8, 2 exits")
+        assert page.locator("figure").count() == 2
+        assert "closeness" in page.inner_text("#reason")
+    assert [int(row[2]) for row in rows] == expected.exits.tolist()
+    if numbers:
+        told = torch.tensor([[float(word.split()[1]) for word in row[1].split(", ")] for row in rows])
+        assert torch.allclose(told, expected.labels, rtol=1e-4, atol=1e-4)
+        assert rows[0][1].startswith("length ")
+        return
+    alike = (expected.labels @ expected.labels.T).fill_diagonal_(-2)
+    for row, cosines in zip(rows, alike, strict=True):
+        assert row[1] == "most like " + ", ".join(
+            f"{i}.png ({cosines[i]:.3f})" for i in cosines.argsort(descending=True)[:3]
+        )

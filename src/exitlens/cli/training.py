@@ -596,14 +596,13 @@ def report(
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.rivals import read_comparison
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
-    from exitlens.types.tasks import WITH_CLASSES, refuse_task
+    from exitlens.types.tasks import WITH_CLASSES
 
     reading, trace_options = make_reading(), make_trace_options()
     if out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
     net, policy = load_calibrated(run)
-    refuse_task(net.info.task, "run: a report", WITH_CLASSES)
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", reading)
@@ -616,8 +615,9 @@ def report(
         subjects[0] = replace(subjects[0], comparison=read_comparison(run, net, policy))
     write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
-    rows = [["run", "accuracy %", "cost", "divergence"]]
+    rows = [["run", "accuracy %" if net.info.task in WITH_CLASSES else "distance", "cost", "divergence"]]
     for path, result in reports.items():
-        rows.append([path, f"{100 * (result.accuracy or 0):.1f}", f"{result.cost:.3f}", f"{result.divergence:.3f}"])
+        quality = f"{100 * (result.accuracy or 0):.1f}" if result.answers is None else f"{result.answers.distance:.3f}"
+        rows.append([path, quality, f"{result.cost:.3f}", f"{result.divergence:.3f}"])
     values = {"out": str(out), "runs": {path: result.to_dict() for path, result in reports.items()}, "bad": bad}
     show(json_, values, f"{len(samples) - len(bad)} test {samples.modality.plural}: {out}", rows)

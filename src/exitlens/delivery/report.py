@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.explanations import load_template
 from exitlens.delivery.hub import fetch_bundle
 from exitlens.delivery.pictures import draw_heat, draw_image, draw_labels, is_background
-from exitlens.delivery.run_directory import load_calibrated, shorten_names
+from exitlens.delivery.run_directory import load_calibrated, load_probes, shorten_names
 from exitlens.display import QUOTES, choose_text_colour, data_uri, pick_class_colour, pick_exit_colour
 from exitlens.errors import DataError, InputError, OutputExistsError
 from exitlens.io import make_directory, write_text
@@ -41,13 +42,15 @@ from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types import ExitView, Explanation, Policy
 from exitlens.types.comparisons import Comparison
+from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.tasks import IGNORE, name_answers
+from exitlens.types.tasks import BY_LABELS, CONTINUOUS, IGNORE, USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, measure_faithfulness
+from exitlens.workflow.inference import predict
 from exitlens.workflow.training.record import SETTINGS
 
 CONDITION = "test"
@@ -122,16 +125,18 @@ def measure_subjects(
         if net.info.preprocess is not None and net.info.preprocess != images.preprocess:
             raise InputError(f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}")
     subjects = []
-    for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True):
-        trace = collect(net, images, cost=cost, progress=progress, timed_batch=timed_batch)
+    for path, name, (net, policy) in zip(paths, shorten_names(paths), loaded, strict=True):
+        limits = policy.calibration.limits if policy.calibration else {}
+        probes = load_probes(path, net) if "max_rank_change" in limits else None
+        trace = collect(net, images, cost=cost, progress=progress, timed_batch=timed_batch, probes=probes)
         checks = {CONDITION: measure_faithfulness(net, images, progress=progress)} if can_delete(net) else {}
         subjects.append(Subject(name, net, policy, {CONDITION: evaluate(trace, policy)}, checks))
     return subjects
 
 
 def can_delete(net: ExitNet) -> bool:
-    """Return whether maps can be judged by deletion: they are of whole answers, and the inputs have parts to delete."""
-    if net.info.task == "segmentation":
+    """Return whether maps can be judged by deletion: they are of classes of samples, which have parts to delete."""
+    if net.info.task not in BY_LABELS:
         return False
     with suppress(InputError):
         net.input_spec.modality.check_deletion(net.input_spec)
@@ -192,6 +197,7 @@ def write_report(
         subjects=subjects,
         main=main,
         dense=subjects[0].net.info.task == "segmentation",
+        valued=subjects[0].net.info.task in CONTINUOUS,
         gated=any(s.policy.gate is not None for s in subjects),
         weighs=all(s.net.info.head != "average" for s in subjects),
         keeps=any(s.net.info.final == "keep" for s in subjects),
@@ -253,12 +259,20 @@ def build_gallery(
             if isinstance(data.preprocess, Preprocess) and isinstance(inputs, Tensor):
                 shown = draw_image(inputs[0], data.preprocess)
                 source, shape = data_uri(shown, photo=True), f"{shown.width} / {shown.height}"
-            whys = [explain_batch(subject.net, inputs, subject.policy)[0] for subject in subjects]
+            whys = [_explain(subject, inputs)[0] for subject in subjects]
             views = [_describe_view(*pair, chosen, source == "") for pair in zip(subjects, whys, strict=True)]
             row = {"source": source, "shape": shape, "truth": _name_truth(chosen)[0], "condition": condition, "views": views}
             rows.append(row | (_describe_labels(chosen, whys) if chosen.labels.ndim == 3 else {"labels": "", "key": ()}))
             advance(1)
     return rows
+
+
+def _explain(subject: Subject, inputs: Inputs) -> Sequence[Explanation]:
+    """Explain answers; of vectors, how alike each exit's is to the final exit's."""
+    net, final = subject.net, None
+    if net.info.task == "embedding":
+        final = predict(net, inputs, Policy.never(net.num_exits, score=USUAL_SCORES["embedding"])).labels
+    return explain_batch(net, inputs, subject.policy, to=final)
 
 
 def _read(data: SampleSet, rows: Tensor) -> SampleSet:
@@ -275,23 +289,29 @@ def _describe_labels(chosen: SampleSet, whys: Sequence[Explanation]) -> dict[str
 
 
 def _name_truth(data: SampleSet) -> list[str]:
-    """Return the label of each sample, in the words of :meth:`Explanation.name_answer`."""
+    """Return the label of each sample, in the words of :meth:`Explanation.name_answer`; nothing without labels."""
     names = name_answers(data.labels, data.classes)
-    if data.labels.ndim > 1:  # any number of labels, or of classes of pixels
+    if data.labels.ndim > 1 and data.task not in CONTINUOUS:  # any number of labels, or of classes of pixels
         return [name.replace(";", ", ") or "none of the labels" for name in names]
     return names
 
 
 def _find_errors(whys: Sequence[Explanation], data: SampleSet) -> list[float]:
-    """Return for each answer 1 if it is wrong, else 0; of pixels the share of those that are."""
-    if data.labels.ndim < 3:
+    """Return for each answer 1 if it is wrong, else 0; of pixels the share of those that are.
+
+    Of numbers it is the mean distance from the targets, and of vectors 1 - cosine to the final exit's vector.
+    """
+    if data.task in BY_LABELS:
         return [float(why.name_answer() != truth) for why, truth in zip(whys, _name_truth(data), strict=True)]
-    shares = []
+    errors = []
     for why, labels in zip(whys, data.labels, strict=True):
-        view = why.exits[why.answered].pixels
-        assert view is not None
-        shares.append((view.labels.cpu() != labels)[labels != IGNORE].float().mean().nan_to_num(0.0).item())
-    return shares
+        view = why.exits[why.answered]
+        if view.pixels is not None:
+            errors.append((view.pixels.labels.cpu() != labels)[labels != IGNORE].float().mean().nan_to_num(0.0).item())
+        else:
+            numbers = torch.tensor([number.number for number in view.numbers or ()])
+            errors.append((numbers - (labels if labels.numel() else 1.0)).abs().mean().item())
+    return errors
 
 
 def pick_images(
@@ -299,7 +319,7 @@ def pick_images(
 ) -> list[int]:
     """Return the indices of gallery samples, picked from ``POOL`` drawn at random: mistakes first, up to a half.
 
-    Where each pixel is answered, the quarter of the samples with the most wrong pixels are the mistakes.
+    Where answers are not right or wrong, but pixels, numbers or vectors, the worst quarter of the samples are the mistakes.
 
     Each part is sorted by the exit that answers, and takes the first samples of each exit in turn.
     """
@@ -307,12 +327,12 @@ def pick_images(
     pool, answers, errors = order[:POOL], list[Explanation](), list[float]()
     for rows in pool.split(CHUNK):
         part = _read(data, rows)
-        answers += (whys := explain_batch(subject.net, part.inputs, subject.policy))
+        answers += (whys := _explain(subject, part.inputs))
         errors += _find_errors(whys, part)
         advance(len(rows))
     if isinstance(data, LazySet):  # bad samples have no answer; reading the samples has told which are bad
         pool = pool[[row not in data.unreadable for row in data.rows[pool].tolist()]]
-    most = 0.0 if data.labels.ndim < 3 else torch.tensor(errors).quantile(WORST).item()
+    most = 0.0 if data.task in BY_LABELS else torch.tensor(errors).quantile(WORST).item()
     is_wrong = [error > most for error in errors]
     mistakes = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if wrong])
     rest = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if not wrong])
@@ -330,22 +350,22 @@ def _take_turns(subject: Subject, answers: Sequence[Explanation], rows: Sequence
 
 def _describe_view(subject: Subject, why: Explanation, chosen: SampleSet, is_drawn: bool) -> Mapping[str, Any]:
     """Describe a sample's exits: maps or classes of pixels to lay over its picture, or drawings of their own."""
-    (error,), is_dense = _find_errors([why], chosen), chosen.labels.ndim == 3
-    wrong = f"{_percent(error)} of the pixels wrong" if is_dense else "mistake"
+    (error,), task = _find_errors([why], chosen), chosen.task
+    wrong = {"segmentation": f"{_percent(error)} of the pixels wrong", "regression": f"off by {error:.4g}", "embedding": ""}
     tiles = [
         {
             "name": exit_name(view.exit, why.num_exits),
             "colour": pick_exit_colour(view.exit, why.num_exits),
             "heat": "" if is_drawn else data_uri(_draw_layer(why, view)),
             "drawn": why.draw_exit(view) if is_drawn else "",
-            "label": "" if is_dense else why.name_answer(view),
+            "label": "" if task == "segmentation" else f"{'cosine ' * (task == 'embedding')}{why.name_answer(view)}",
             "rule": why.explain_rule(view),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,
         }
         for view in why.exits
     ]
-    return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": wrong if error else ""}
+    return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": wrong.get(task, "mistake") if error else ""}
 
 
 def _draw_layer(why: Explanation, view: ExitView) -> Image.Image:
@@ -353,35 +373,58 @@ def _draw_layer(why: Explanation, view: ExitView) -> Image.Image:
 
 
 def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: float | None = None) -> str:
-    """Draw accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
+    """Draw accuracy against cost: the frontier of each network, each exit alone, and the chosen policy.
+
+    Numbers and vectors have the distance from the final exit's answer instead.
+    """
+    valued = subjects[0].net.info.task in CONTINUOUS
+    what, unit, best = ("distance from the final answer", 1.0, 1.0) if valued else ("accuracy (%)", 100.0, 0.0)
+
+    def place(cost: float, quality: float) -> tuple[float, float]:
+        return cost, unit * abs(best - quality)
+
     with mpl.rc_context(STYLE):
         figure, axes = _figure(4.2)
         for line, marker, network in zip(LINES, MARKERS, subjects, strict=False):
             report = network.reports[main]
-            xs, ys = zip(*report.curve, strict=True)
-            axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{network.label}: best thresholds")
+            axes.plot(
+                *zip(*starmap(place, report.curve), strict=True),
+                line,
+                color=INK,
+                lw=1.6,
+                label=f"{network.label}: best thresholds",
+            )
             if report.oracle:
-                xs, ys = zip(*report.oracle, strict=True)
-                axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=0.8, alpha=0.5, label=f"{network.label}: oracle")
+                axes.plot(
+                    *zip(*starmap(place, report.oracle), strict=True),
+                    line,
+                    color=INK,
+                    lw=0.8,
+                    alpha=0.5,
+                    label=f"{network.label}: oracle",
+                )
             for row in report.exits:
-                if row.accuracy is not None:
+                quality = row.agreement if valued else row.accuracy
+                if quality is not None:
                     colour = pick_exit_colour(row.exit, len(report.exits))
-                    axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
-            if report.accuracy is not None:
+                    axes.plot(*place(row.cost, quality), marker, ms=8, mec=PAPER, color=colour, zorder=3)
+            quality = 1 - report.disagreement if valued else report.accuracy
+            if quality is not None:
                 fill, label = INK if line == "-" else PAPER, f"{network.label}: chosen policy"
-                at = report.cost, 100 * report.accuracy
+                at = place(report.cost, quality)
                 axes.plot(*at, marker="*", ms=15, mfc=fill, mec=INK, ls="none", label=label, zorder=4)
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
         axes.set_xlabel("mean cost (plain backbone = 1)")
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(what)
         axes.set_xlim(left=0)
         figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower left")
         _exit_legend(figure, len(subjects[0].reports[main].exits))
+    measured = [(s.name, s.reports[main]) for s in subjects]
     results = "; ".join(
-        f"{s.name}: {_percent(s.reports[main].accuracy)} at cost {s.reports[main].cost:.2f}" for s in subjects
+        f"{name}: {f'{r.disagreement:.3f}' if valued else _percent(r.accuracy)} at cost {r.cost:.2f}" for name, r in measured
     )
-    return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {results}")
+    return _svg(figure, f"{what.removesuffix(' (%)').capitalize()} against mean cost. The chosen policy reaches, {results}")
 
 
 def plot_rivals(comparison: Comparison) -> str:

@@ -17,7 +17,7 @@ from exitlens.io import write_json, write_manifest
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.tasks import WITH_CLASSES, refuse_task
+from exitlens.types.tasks import count_answers
 
 VERSION = "1.30.0"  # of onnxruntime-web
 FILES = {  # in its folder dist, with their SHA-256
@@ -59,13 +59,10 @@ def export_web(
     """
     require(ort, str | Path | None, "ort")
     export.check_arguments(net, policy, directory)
-    refuse_task(net.info.task, "net: the page for browsers", WITH_CLASSES)
     if not isinstance(net.info.preprocess, Preprocess):
         raise ExportError("net: the page has to know how pictures become inputs. Fix: call net.describe(preprocess=...).")
     if net.info.task == "multilabel":
-        raise ExportError(
-            "net: the page shows one class for a picture, got a network of several labels. Fix: use xl.export."
-        )
+        raise ExportError("net: the page does not show several labels of a picture. Fix: use xl.export.")
     pictures = _check_examples(examples)
     with tempfile.TemporaryDirectory() as folder, export.open_target(directory, overwrite) as temporary:
         runtime = find_runtime(Path(folder)) if ort is None else Path(ort)
@@ -85,7 +82,7 @@ def export_web(
         described = {
             "input": export.name_inputs(net)[0],
             "classes": list(net.info.classes),
-            "num_classes": net.info.num_classes,
+            "answers": count_answers(net.info.task, net.info.num_classes).capitalize(),
             "num_exits": net.num_exits,
             "task": net.info.task,
             "exits": [part.exit for part in parts],

@@ -18,7 +18,7 @@ async function start() {
   session = await ort.InferenceSession.create("cascade.onnx", { executionProviders: ["wasm"] });
   const [height, width] = network.preprocess.size;
   await run(new Float32Array(network.preprocess.mean.length * height * width), limits());  // the first run takes longer
-  byId("about").textContent = `${network.classes.length || network.num_classes} classes, ${network.num_exits} exits, ` +
+  byId("about").textContent = `${network.answers}, ${network.num_exits} exits, ` +
     `${network.preprocess.size.join(" x ")} pixels. The network was loaded in ${Math.round(performance.now() - started)} ms.`;
   document.body.dataset.ready = "true";
   await offer(network.examples ?? []);
@@ -47,8 +47,19 @@ function measureAreas(labels) {
   for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
   return [...counts].map(([label, count]) => [label, count / labels.length]).sort((a, b) => b[1] - a[1]);
 }
-const nameAnswer = ({ labels }) =>
-  hasPixels() ? measureAreas(labels).map(([i, share]) => `${nameLabel(i)} ${(100 * share).toFixed(1)} %`).join(", ") : nameLabel(labels[0]);
+const nameAnswer = ({ labels, name }) => {
+  if (hasPixels()) return measureAreas(labels).map(([i, share]) => `${nameLabel(i)} ${(100 * share).toFixed(1)} %`).join(", ");
+  if (network.task === "embedding") return nameNearest(labels, name);
+  if (network.task !== "regression") return nameLabel(labels[0]);
+  return labels.map((value, i) => `${network.classes[i] ? `${network.classes[i]} ` : ""}${Number(value.toPrecision(6))}`).join(", ");
+};
+
+// The other pictures whose vectors are most like this one, with their cosines; vectors have norm 1.
+function nameNearest(vector, name) {
+  const cosines = shown.filter((one) => one.name !== name).map((one) => [one.labels.reduce((sum, v, i) => sum + v * vector[i], 0), one.name]);
+  const nearest = cosines.sort((a, b) => b[0] - a[0]).slice(0, 3).map(([cosine, other]) => `${other} (${cosine.toFixed(3)})`);
+  return nearest.length ? `most like ${nearest.join(", ")}` : "a vector (choose several pictures to compare them)";
+}
 
 async function answer(file) {
   if (file.type && !file.type.startsWith("image/")) throw new Error("not a picture");
@@ -91,7 +102,7 @@ function draw(one, k, view) {
   }
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", hasPixels() ? `The classes that ${nameExit(k)} saw` : `Where ${nameExit(k)} looked`);
-  words.textContent = `${nameExit(k)}: ${nameAnswer(view)}, ${network.score.replace("_", " ")} ${view.score.toFixed(3)}`;
+  words.textContent = `${nameExit(k)}: ${nameAnswer({ ...view, name: one.name })}, ${network.score.replace("_", " ")} ${view.score.toFixed(3)}`;
   figure.append(canvas, words);
   return figure;
 }
@@ -146,6 +157,11 @@ async function take(files) {
     } catch (error) {
       bad.push(`${file.name} cannot be read as a picture (${error.message})`);
     }
+  }
+  if (network.task === "embedding" && shown.length > 1) {  // now every picture can be compared with all
+    byId("rows").replaceChildren();
+    shown.forEach(addRow);
+    await show(shown[0]);
   }
   byId("list").hidden = shown.length < 2;
   byId("answer").hidden = shown.length === 0;
