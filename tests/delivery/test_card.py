@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import exitlens as xl
 from exitlens.delivery.card import publish_card, write_card
 from tests.conftest import random_trace
+from tests.exported import make_continuous
 from tests.texts import make_text_net
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
@@ -45,6 +47,24 @@ def test_it_says_what_is_promised_and_what_is_not(net, certified, tmp_path):
     assert [row[0] for row in table] == ["exit", "---", "exit 0", "exit 1", "final"]
     assert table[2][3] == f"{100 * report.exits[0].share:.1f}"
     assert 'xl.load("hf://USER/NAME", backbone=module)' in rest
+
+
+@pytest.mark.parametrize("numbers", [2, 0], ids=["numbers", "vectors"])
+def test_numbers_and_vectors_have_distances_instead_of_accuracies(numbers, tmp_path):
+    net, images = make_continuous(numbers), torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    limit, labels = ("max_deviation", "max_distance")[numbers == 0], [torch.rand(40, 2)] if numbers else []
+    trace = xl.collect(net, TensorDataset(images, *labels))
+    policy = xl.calibrate(trace, **{limit: 0.9})
+    card = read(xl.save(net, policy, tmp_path / "b", card=xl.evaluate(trace, policy)))
+    assert f"# Image {'regression' if numbers else 'embedding'} with 2 exits" in card.text
+    assert f"It answers with {'2 numbers' if numbers else 'a vector of 8'} for each image" in card.text
+    assert ("**Numbers:** 2: length, width" in card.text) == bool(numbers)
+    figures = card.text.split("## Figures")[1].split("## Use it")[0]
+    assert "from the final exit's answers, at a mean cost of" in figures
+    assert ("accura" in figures, "mean absolute error" in figures) == (False, bool(numbers))
+    metrics = {result.metric_type for result in card.data.eval_results}
+    assert metrics == {"distance", "mean_cost"} | ({"mae"} if numbers else set())
+    assert card.data.pipeline_tag == (None if numbers else "image-feature-extraction")
 
 
 @pytest.mark.slow

@@ -16,12 +16,14 @@ from exitlens.model.network import NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.policies import DEFAULT, Calibration
-from exitlens.types.tasks import WITH_CLASSES, refuse_task
+from exitlens.types.tasks import BY_LABELS
 from exitlens.workflow.evaluation import Report
 
 CARD, MANIFEST = "README.md", "manifest.json"
 _PIPELINES = {"image": "image-classification", "text": "text-classification", "vector": "tabular-classification"}
-_PIPELINES |= {"segmentation": "image-segmentation"}
+_PIPELINES |= {"image segmentation": "image-segmentation", "vector regression": "tabular-regression"}
+_PIPELINES |= {"image embedding": "image-feature-extraction", "text embedding": "feature-extraction"}
+_UNKNOWN = "-"
 _TAGS = ("exitlens", "early-exit")
 _BEGIN = "<!-- exitlens: from the record of bundle {}; text of your own goes above this line or below the last -->"
 _END = "<!-- exitlens: end of the record -->"
@@ -39,10 +41,9 @@ def write_card(directory: Path, report: Report | None = None) -> None:
 
     manifest, policies, path = read_json(directory / MANIFEST), _read_policies(directory), directory / CARD
     policy, info = policies.pop(DEFAULT, None), _read_info(directory, manifest)
-    refuse_task(info.task, "card: a model card", WITH_CLASSES)
-    modality, kind = info.modality.name, "segmentation" if info.task == "segmentation" else "classifier"
-    title = f"{modality} {kind} with {len(info.at) + 1} exits".capitalize()
-    pipeline = _PIPELINES.get(info.task) or _PIPELINES.get(modality)
+    modality, by_labels = info.modality.name, info.task in BY_LABELS
+    title = f"{modality} {'classifier' if by_labels else info.task} with {len(info.at) + 1} exits".capitalize()
+    pipeline = _PIPELINES.get(modality if by_labels else f"{modality} {info.task}")
     record = None if policy is None or policy.is_changed else policy.calibration
     columns = {} if policy is None else _tabulate(policy, record, report, manifest.get("cost", ()))
     text = load_template("card.md.j2").render(
@@ -64,7 +65,9 @@ def write_card(directory: Path, report: Report | None = None) -> None:
     card.data.library_name, card.data.pipeline_tag = "exitlens", pipeline
     card.data.tags = [*_TAGS, *(tag for tag in card.data.tags or () if tag not in _TAGS)]
     card.data.model_name = card.data.model_name or title
-    card.data.eval_results = _list_results(pipeline or f"{modality}-classification", record, report) or None
+    card.data.eval_results = (
+        _list_results(pipeline or f"{modality}-{'classification' if by_labels else info.task}", record, report) or None
+    )
     write_text(path, str(card))
 
 
@@ -133,7 +136,7 @@ def _tabulate(
         "accuracy of these (%)": [_percent(row.accuracy_when_taken) for row in rows],
         "accuracy on all samples (%)": [_percent(row.accuracy) for row in rows],
     }
-    return {head: cells for head, cells in columns.items() if cells}
+    return {head: cells for head, cells in columns.items() if set(cells) - {_UNKNOWN}}
 
 
 def _list_results(task: str, record: Calibration | None, report: Report | None) -> list[Any]:
@@ -144,6 +147,7 @@ def _list_results(task: str, record: Calibration | None, report: Report | None) 
         samples, pixels = report.samples, report.pixels
         figures = {"accuracy": report.accuracy, "accuracy_drop": report.accuracy_drop, "mean_cost": report.cost}
         figures |= {"mean_iou": None if pixels is None else pixels.mean_iou}
+        figures |= {} if report.answers is None else {"mae": report.answers.mae, "distance": report.answers.distance}
     elif record is not None:
         samples, split, tested = record.samples, "calibration", record.certification
         passed = () if tested is None or tested.reason else tested.tests
@@ -158,4 +162,4 @@ def _list_results(task: str, record: Calibration | None, report: Report | None) 
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+    return _UNKNOWN if share is None else f"{100 * share:.1f}"
