@@ -2,8 +2,8 @@
 
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
 idle machine. Tasks with headroom have more: TASK/rate-PART, which comes first and chooses a learning rate for the others (without it
-they take the recipe's), TASK/routed-SEED (ours, trained for routing) and TASK/cascade-SEED (a static network before the distilled full
-one). Cells train what they need if it is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and turned
+they take the recipe's), TASK/taught-SEED (ours, distilled from the plain network as the static ones are), TASK/cascade-SEED (a static
+network before the distilled full one) and, of the first seed, TASK/routed-0 (ours, trained for routing). Cells train what they need if it is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and turned
 ``dataset-fashion-mnist``, photographs npm. Training takes hours, timing minutes.
 """
 
@@ -44,7 +44,7 @@ from benchmarks.truth import (
 )
 from exitlens.data.sets import SampleSet
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
-from exitlens.functional.losses import distillation_loss
+from exitlens.functional.losses import EARLY_WEIGHT, distillation_loss
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types import ExitOutput, LossTerms
@@ -54,8 +54,9 @@ from exitlens.types.settings import RECIPES
 HEADROOM = dict.fromkeys(("photographs", "finetuned", "turned"), 3)  # seeds of the tasks on which exits have room to win
 SEEDS = {**HEADROOM, **tasks.SEEDS}
 ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
-EXITS, CASCADE, ROUTED = "exits", "cascade", "routed"  # ways to route; there is a cascade for each static network
-KINDS, ANY = {EXITS: "exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}, (EXITS, CASCADE)
+EXITS, TAUGHT, CASCADE, ROUTED = "exits", "taught", "cascade", "routed"  # ways to route; a cascade for each static network
+KINDS = {EXITS: "exits", TAUGHT: "distilled exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}
+ANY = (EXITS, TAUGHT, CASCADE)
 FINAL, FULL = "final", "full"
 POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our final exit (FULL: the full network) may lose
 RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless another is so much more accurate
@@ -145,8 +146,14 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
             cells[f"{task}/{name}-{seed}"] = partial(measure_candidate, task, name, seed, quick)
         if task in HEADROOM:
             cells[f"{task}/{CASCADE}-{seed}"] = partial(measure_cascades, task, seed, quick)
-            cells[f"{task}/{ROUTED}-{seed}"] = partial(measure_adaptive, task, seed, quick, ROUTED)
+            more = list_more(task, seed)
+            cells |= {f"{task}/{kind}-{seed}": partial(measure_adaptive, task, seed, quick, kind) for kind in more}
     return cells | {f"{task}/{TIME}-{seed}": partial(measure_times, task, seed, quick) for task, seed in pairs}
+
+
+def list_more(task: str, seed: int) -> tuple[str, ...]:
+    """Return ways to train our exits besides the usual one."""
+    return () if task not in HEADROOM else (TAUGHT, ROUTED) if seed == 0 else (TAUGHT,)
 
 
 class Teacher:
@@ -163,8 +170,11 @@ class Teacher:
         return inputs
 
 
-def make_loss(teacher: Teacher) -> xl.EGTLoss:
-    """Return cross-entropy plus ``T^2 KL(teacher ‖ student)`` at temperature T (Hinton et al. 2015, arXiv 1503.02531)."""
+def make_loss(teacher: Teacher, weight: float = 0.0) -> xl.EGTLoss:
+    """Return cross-entropy plus ``T^2 KL(teacher ‖ student)`` at temperature T (Hinton et al. 2015, arXiv 1503.02531).
+
+    Of several exits each has both, weighted alike; with a ``weight`` their maps are trained by EGT as well.
+    """
 
     @dataclass(frozen=True)
     class DistilledLoss(xl.EGTLoss):  # the teacher is no field: a run records all fields of its loss as JSON
@@ -173,15 +183,17 @@ def make_loss(teacher: Teacher) -> xl.EGTLoss:
 
         def __call__(self, outputs: Sequence[ExitOutput], labels: Tensor, *more: Any, **named: Any) -> LossTerms:
             terms = super().__call__(outputs, labels, *more, **named)
-            pair = (outputs[-1], outputs[-1]._replace(logits=teacher.logits))
-            term = distillation_loss(pair, self.temperature)
+            shares = [EARLY_WEIGHT] * (len(outputs) - 1) + [1.0]
+            pairs = ((out, out._replace(logits=teacher.logits)) for out in outputs)
+            losses = [share * distillation_loss(pair, self.temperature) for share, pair in zip(shares, pairs, strict=True)]
+            term = torch.stack(losses).mean()
             return terms._replace(total=terms.total + self.teacher_weight * term, distillation=term.detach())
 
-    return DistilledLoss(weight=0.0)
+    return DistilledLoss(weight=weight)
 
 
 def find_part(name: str, kind: str) -> str:
-    return EGT if kind == ROUTED else kind if kind in LOSSES else CANDIDATES[name][kind].family
+    return EGT if kind in (ROUTED, TAUGHT) else kind if kind in LOSSES else CANDIDATES[name][kind].family
 
 
 def read_rate(name: str, part: str) -> float:
@@ -222,10 +234,11 @@ def train_kind(task: Task, name: str, kind: str, seed: int, quick: bool, folder:
     """Train one of ours or the plain network, or a static one, distilled from the plain one by the same recipe."""
     if kind in LOSSES:
         return train_by(LOSSES[kind], task, seed, folder)[0]
-    net, teacher = CANDIDATES[name][kind].build(task, seed), Teacher(open_network(name, PLAIN, seed, quick))
+    teacher, weight = Teacher(open_network(name, PLAIN, seed, quick)), xl.EGTLoss().weight if kind == TAUGHT else 0.0
+    net = build_network(task, seed, exits=True) if kind == TAUGHT else CANDIDATES[name][kind].build(task, seed)
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
     with lock(folder):
-        xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
+        xl.fit(net, task.train, watch(task), loss=make_loss(teacher, weight), augment=teacher, **settings)
     return net
 
 
@@ -309,7 +322,8 @@ def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     nets = {EXITS: open_network(name, EGT, seed, quick)}
     if name in HEADROOM:
-        nets |= {ROUTED: open_network(name, ROUTED, seed, quick), **open_cascades(name, seed, quick)}
+        nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(name, seed)}
+        nets |= open_cascades(name, seed, quick)
     ways, samples = {way: open_way(net, full, task) for way, net in nets.items()}, TIMED_BATCH if quick else SAMPLES
     with pin_threads(1):
         works = make_works(task, list_candidates(name, seed), ways, seed, samples, 0.2 if quick else 4.0)
@@ -407,7 +421,8 @@ def find_static(runs: Runs, task: str, seed: int, ms: float, pick: Pick, family:
 
 
 def list_ways(runs: Runs, task: str, seed: int) -> dict[str, Tree]:
-    ways = {EXITS: runs[f"{task}/{ADAPTIVE}-{seed}"], ROUTED: runs.get(f"{task}/{ROUTED}-{seed}")}
+    ways = {EXITS: runs[f"{task}/{ADAPTIVE}-{seed}"]}
+    ways |= {kind: runs.get(f"{task}/{kind}-{seed}", {}) for kind in (TAUGHT, ROUTED)}
     ways |= runs.get(f"{task}/{CASCADE}-{seed}", {})
     timed = runs[f"{task}/{TIME}-{seed}"]["ways"]
     return {name: way for name, way in ways.items() if way and name in timed}
@@ -468,7 +483,7 @@ def promise_gain(
     Where cells kept the answers, samples are paired; where several samples are of one object, objects count.
     """
     (task, test), size = data, GROUPS.get(data[0], 1)
-    seeds = find_whole_seeds(runs, task)
+    seeds = [s for s in find_whole_seeds(runs, task) if any(way.startswith(kinds) for way in list_ways(runs, task, s))]
 
     def subtract(seed: int, pick: Pick) -> Any:
         ways = {point: choose_way(runs, task, seed, point, kinds) for point in points}

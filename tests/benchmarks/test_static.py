@@ -36,7 +36,7 @@ def test_cells():
     assert sum("/time-" in cell for cell in cells) == sum(static.SEEDS.values())
     parts = {f"photographs/rate-{part}" for part in ("plain", "egt", "width", "cut")}
     assert parts == {cell for cell in cells if cell.startswith("photographs/rate")}
-    more = {f"photographs/{name}-2" for name in ("cascade", "routed", "whole", "width-50")}
+    more = {f"photographs/{name}-2" for name in ("cascade", "taught", "whole", "width-50")}
     assert more <= set(cells)
     assert cells.index("turned/rate-plain") < cells.index("photographs/adaptive-0")
 
@@ -86,6 +86,10 @@ def test_the_loss_follows_the_teacher_on_the_same_batch(task):
     assert terms.distillation.item() == pytest.approx(by_hand.item(), rel=1e-4)
     assert (terms.total - terms.classification).item() == pytest.approx(by_hand.item(), rel=1e-4)
     assert terms.total.requires_grad
+    both = static.make_loss(teacher, weight=0.1)((flat[0], outputs[0]), labels)
+    assert both.distillation.item() == pytest.approx(0.25 * by_hand.item() / 2, rel=1e-3)  # as early exits are weighted
+    usual = xl.EGTLoss(weight=0.1)((flat[0], outputs[0]), labels)
+    assert both.total.item() == pytest.approx(usual.total.item() + both.distillation.item(), rel=1e-5)
 
 
 @pytest.fixture
@@ -115,13 +119,14 @@ def test_every_way_and_a_static_network_are_measured_and_timed(tmp_path):
     assert ours["full"]["rate"] == 1.0
     assert sum(ours["points"]["final"]["tests"]["test"]["exit_shares"]) == pytest.approx(1)
     assert static.measure_candidate("photographs", "cut-b", 0, quick=True) == runs["photographs/cut-b-0"]
-    runs["photographs/routed-0"] = static.measure_adaptive("photographs", 0, quick=True, kind="routed")
+    for kind in ("taught", "routed"):
+        runs[f"photographs/{kind}-0"] = static.measure_adaptive("photographs", 0, quick=True, kind=kind)
     runs["photographs/cascade-0"] = static.measure_cascades("photographs", 0, quick=True)
     assert set(runs["photographs/cascade-0"]) == {"cascade cut-b"}
     runs["photographs/time-0"] = times = static.measure_times("photographs", 0, quick=True)
     assert list(times["exit_share"]) == ["exit 0", "exit 1", "exit 2"]
     assert set(times["ms"]) == {"full", "cut-b", "whole"}
-    assert set(times["ways"]) == {"exits", "routed", "cascade cut-b"}
+    assert set(times["ways"]) == {"exits", "taught", "routed", "cascade cut-b"}
     assert times["full_over"]["final"]["test"][0] > 0
     runs = {name: grow(flatten(run)) for name, run in runs.items()}  # as they come back from the file
     assert "plain 1, egt 1, cut 3." in static.write_task(runs, "photographs")[0]
