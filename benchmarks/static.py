@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import exitlens as xl
 from benchmarks import tasks
@@ -96,6 +97,24 @@ def make_cut(task: Task, name: str) -> xl.ExitNet:
     return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
 
 
+class Shrink(nn.Module):
+    """Makes images smaller."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B,C,side,side)`` from ``(B,C,H,W)``."""
+        return F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+
+
+def make_shrunk(task: Task, side: int) -> xl.ExitNet:
+    """Return the full network behind a layer that makes images smaller."""
+    backbone = nn.Sequential(OrderedDict(shrink=Shrink(side), network=task.build()))
+    return xl.attach(backbone, [], len(task.train.classes), task.train.first(1).inputs, final="keep")
+
+
 def make_whole(task: Task) -> xl.ExitNet:
     """Return the full network, to be distilled as the smaller ones are."""
     return xl.attach(task.build(), [], len(task.train.classes), task.train.first(1).inputs, final="keep")
@@ -109,15 +128,20 @@ def list_widths(*percents: int) -> dict[str, Candidate]:
     return {f"width-{n}": Candidate("width", partial(make_narrow, width=n / 100)) for n in percents}
 
 
-WHOLE = "whole"  # the end of both families
-UNCUT = {WHOLE: Candidate("cut", make_whole)}
+def list_sizes(*sides: int) -> dict[str, Candidate]:
+    return {f"size-{n}": Candidate("size", partial(make_shrunk, side=n)) for n in sides}
+
+
+WHOLE = "whole"  # the end of all families
+UNCUT, CUTS = {WHOLE: Candidate("cut", make_whole)}, list_cuts("layer1", "layer2", "layer3")
 CANDIDATES: dict[str, dict[str, Candidate]] = {
     **dict.fromkeys(("scenes", "small", "digits", "fashion"), list_widths(33, 50, 71) | list_cuts("layer1", "layer2")),
     "pictures": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
     "vit": list_cuts("blocks.1", "blocks.3"),
     "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
-    **dict.fromkeys(("photographs", "turned"), list_widths(50, 71) | list_cuts("layer1", "layer2", "layer3") | UNCUT),
-    "finetuned": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT,
+    "photographs": list_widths(50, 71) | list_sizes(24) | CUTS | UNCUT,
+    "turned": list_widths(50, 71) | list_sizes(28) | CUTS | UNCUT,
+    "finetuned": list_sizes(32, 48) | list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1") | UNCUT,
 }
 RIVALS = {**dict.fromkeys(tasks.SEEDS, "cut"), "digits": "width"}  # by validation data of seed 0; later seeds have no other
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import exitlens as xl
@@ -34,7 +35,7 @@ def test_cells():
     assert {f"scenes/{name}-0" for name in ("adaptive", *static.CANDIDATES["scenes"])} <= set(cells)
     assert {f"scenes/{name}-1" for name in ("adaptive", "time", *later)} == {c for c in cells if re.match("scenes/.*-1$", c)}
     assert sum("/time-" in cell for cell in cells) == sum(static.SEEDS.values())
-    parts = {f"photographs/rate-{part}" for part in ("plain", "egt", "width", "cut")}
+    parts = {f"photographs/rate-{part}" for part in ("plain", "egt", "width", "size", "cut")}
     assert parts == {cell for cell in cells if cell.startswith("photographs/rate")}
     more = {f"photographs/{name}-2" for name in ("cascade", "taught", "whole", "width-50")}
     assert more <= set(cells)
@@ -68,6 +69,13 @@ def test_a_cut_network_is_the_beginning_of_the_backbone(task):
     x, whole = task.train.first(2).inputs, TinyNet().eval()
     assert torch.allclose(net.stage(0)(x)[0], whole.b(whole.a(x)), atol=1e-5)
     assert net.num_exits == len(net(x)) == 1
+
+
+def test_a_network_on_smaller_images(task):
+    net = static.Candidate("size", partial(static.make_shrunk, side=8)).build(task, 0).eval()
+    torch.manual_seed(0)
+    x, whole = task.train.first(2).inputs, task.build().eval()
+    assert torch.allclose(net(x)[0].logits, whole(F.interpolate(x, (8, 8), mode="bilinear", antialias=True)), atol=1e-5)
 
 
 def test_the_loss_follows_the_teacher_on_the_same_batch(task):
@@ -253,7 +261,7 @@ def test_the_way_that_gains_most_on_validation_data_is_judged_on_test_data():
     values = np.array([[0, 0, 0, 0, 50, 50, 100, 0]] * 2, float)
     assert exits.ends[1] - exits.measured == pytest.approx(12.706 * bootstrap_error(values), rel=1e-4)
     lines = static.write_task(runs, "photographs")
-    assert "learning rates, times the recipe's: plain 3, egt 1, width 1, cut 1." in lines[0]
+    assert "learning rates, times the recipe's: plain 3, egt 1, width 1, size 1, cut 1." in lines[0]
     assert lines[-1].startswith("| test | 3 below its final exit | 1.000 | 75.0 | 62.5 | 50.0 | 12.5 ± ")
     assert "cascade cut-layer1 2" in lines[-1]
     assert static.write_summary(runs)[-1].split(" | ")[2:8] == ["40.0", "70.0", "30.0", "validation", "yes", gain.figure]
