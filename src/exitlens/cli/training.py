@@ -124,6 +124,9 @@ def fit(
         int | None,
         of_more(help="Apply that loss in one of this many steps (default: 2 for relevance and product of images, else 1)."),
     ] = None,
+    teacher: Annotated[
+        Path | None, of_training(help="A run or bundle of the same classes, whose answers every exit learns, too.")
+    ] = None,
     ignore: Annotated[
         str, of_training(help="What must not matter: `background` (outside the masks of the data) comes from other samples.")
     ] = "",
@@ -185,10 +188,17 @@ def fit(
         given: dict[str, Any] = {"target": egt_target, "reach": egt_reach, "every": egt_every, "class_weights": weights}
         weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
         loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
-        given = {"out_dir": out, "resume": resume, "workers": reading.workers, "ranks": ranks, "callbacks": callbacks}
+        given = {
+            "teacher": None if teacher is None else xl.load(teacher)[0],
+            "out_dir": out,
+            "resume": resume,
+            "workers": reading.workers,
+            "ranks": ranks,
+            "callbacks": callbacks,
+        }
         record = record_source(out, source, resume=resume, skip_bad=reading.skip_bad, network=network, ranks=ranks)
         with record, redirect_stdout(sys.stderr if json_ else sys.stdout):  # MLflow prints where its run is
-            result = xl.fit(net, train, validation, loss=loss, progress=not json_, **given, **vars(settings))
+            result = xl.fit(net, train, validation, loss=loss, progress=not json_, **(vars(settings) | given))
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if out.exists():

@@ -341,6 +341,7 @@ class EGTLoss:
         features: Sequence[Tensor] | None = None,
         relevance: Tensor | None = None,
         sample_weights: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> LossTerms:
         """Return the loss of one batch.
 
@@ -353,6 +354,9 @@ class EGTLoss:
             features: ``(B,D,*S)`` of every exit (``net.observe``), for ``of="activation"``.
             relevance: ``(B,*S)`` signed (``net.observe``), for targets made of it.
             sample_weights: ``(K,B)``, of each sample in the classification term of each exit; by default 1.
+            teacher: logits of another network for the same batch. Every exit then learns them as much as the labels: at
+                temperature 2, ``T^2 KL(teacher ‖ exit)`` (Hinton et al. 2015, arXiv 1503.02531), weighted by
+                ``exit_weights``. It counts as distillation, and is not ramped.
         """
         if self.task is None:
             _check_labels(labels, outputs[0].logits)
@@ -375,6 +379,9 @@ class EGTLoss:
         if self.distill > 0:
             distillation = self._distill(outputs, labels)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
+        if teacher is not None:
+            taught = self._follow(outputs, teacher, labels.ndim == 2)
+            total, distillation = total + taught, distillation + taught
         if self.task is not None:
             total = total + forecast_loss([out.logits for out in outputs], self._find_target(outputs, labels), self.task)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
@@ -392,6 +399,15 @@ class EGTLoss:
             torch.stack([answer_loss(logits, teacher, self.task) for logits in early]).mean() if early else final.sum() * 0
         )
 
+    def _follow(self, outputs: Sequence[ExitOutput], teacher: Tensor, several: bool) -> Tensor:
+        """Return the weighted mean of the exits' divergences from a teacher's answers."""
+        pairs = [(out, out._replace(logits=teacher)) for out in outputs]
+        terms = [distillation_loss(pair, several=several) for pair in pairs]
+        return torch.stack([w * term for w, term in zip(self._weigh_exits(len(outputs)), terms, strict=True)]).mean()
+
+    def _weigh_exits(self, exits: int) -> tuple[float, ...]:
+        return self.exit_weights or (EARLY_WEIGHT,) * (exits - 1) + (1.0,)
+
     def _list_maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         """Return the maps of every exit, ``(B,*S)``; with one class a pixel ``(P,h,w)``, those of the labels' classes."""
         if self.of == "activation":
@@ -407,7 +423,7 @@ class EGTLoss:
     def classify(self, outputs: Sequence[ExitOutput], labels: Tensor, sample_weights: Tensor | None = None) -> Tensor:
         """Return the classification term: the weighted mean of the exits' cross-entropies."""
         self.check_size(len(outputs), outputs[0].logits.shape[1])
-        weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
+        weights = self._weigh_exits(len(outputs))
         if self.task is not None:
             target = self._find_target(outputs, labels)
             pairs = zip(weights, outputs, strict=True)

@@ -365,6 +365,7 @@ class TrainingSettings:
         rely_on: Let answers rest on ``anything``, or on what attention maps show (``map``), which costs accuracy where the
             rest of the input helps, and a third more epochs, of a guide.
         ignore: Parts of the inputs that must not matter, taken from other samples in most steps.
+        teacher: Fingerprint of the network whose answers the exits learn, besides the labels; empty for none.
         accumulate: Batches in an optimiser step; the gradient is the mean over their samples.
         clip_norm: Largest norm of the gradient of all weights together (default: no limit).
         ema: Train as usual, but validate and keep a moving average of the weights with this decay per step, such as 0.999.
@@ -408,6 +409,7 @@ class TrainingSettings:
     share_cores: bool = True
     rely_on: RelyOn = "anything"
     ignore: Ignored = Ignored()
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, Mapping):  # as a run's record has it

@@ -386,6 +386,52 @@ def test_bad_arguments_are_refused_before_anything_is_written(tiny_set, tmp_path
     assert not (tmp_path / "r").exists()
 
 
+def test_every_exit_learns_a_teachers_answers(tiny_set, tmp_path):
+    swapped = tiny_set.subset(torch.arange(32))
+    swapped.labels = (swapped.labels + 1) % 4  # what the teacher says, the labels do not
+    teacher = xl.attach(TinyNet(), [], 4, tiny_set.first(1).inputs, final="keep")
+    xl.fit(teacher, swapped, swapped, **QUICK | {"epochs": 20, "learning_rate": 0.03})
+    teacher.train()
+    options = QUICK | {"epochs": 12, "learning_rate": 0.03, "out_dir": tmp_path / "r"}
+    loss = xl.EGTLoss(exit_weights=(1.0, 1.0, 1.0))
+    taught, alone = fresh(), fresh()
+    result = xl.fit(taught, tiny_set, tiny_set, loss=loss, teacher=teacher, **options)
+    xl.fit(alone, tiny_set, tiny_set, loss=loss, **options | {"out_dir": None})
+    assert not teacher.training
+    assert result.history[-1]["loss"]["distillation"] > 0
+
+    def follow(net):
+        target = (teacher(tiny_set.inputs)[-1].logits / 2).softmax(1)
+        return torch.stack([-(target * (out.logits / 2).log_softmax(1)).sum(1).mean() for out in net(tiny_set.inputs)])
+
+    assert (follow(taught) < follow(alone) - 0.2).all()
+    record = json.loads((tmp_path / "r" / "settings.json").read_text())
+    assert record["settings"]["teacher"] == teacher.fingerprint()
+    with pytest.raises(xl.errors.TrainingError, match=r"teacher \(--teacher\) was .*, is now none"):
+        xl.fit(fresh(), tiny_set, tiny_set, loss=loss, resume=True, **options)
+
+
+class WithoutTeacher(xl.EGTLoss):
+    def __call__(self, outputs, labels, progress=1.0, features=None):
+        return super().__call__(outputs, labels, progress, features)
+
+
+def test_teachers_that_cannot_teach(tiny_set):
+    named = make_net()
+    named.describe(classes=("e", "f", "g", "h"))
+    pupil = make_net()
+    pupil.describe(classes=("a", "b", "c", "d"))
+    for net, options, message in (
+        (pupil, {"teacher": TinyNet()}, r"teacher: expected .*ExitNet.*final='keep'"),
+        (pupil, {"teacher": fresh(classes=5)}, "teacher: expected the network's own answers, 4 classes, got 5 classes"),
+        (pupil, {"teacher": named}, "the network's own classes, .*'a'.*, got .*'e'"),
+        (pupil, {"teacher": fresh(), "loss": WithoutTeacher()}, "passes teacher=, which WithoutTeacher does not take"),
+        (fresh("keep"), {"teacher": fresh(), "freeze_backbone": True, "cache_features": True}, "has to see the inputs"),
+    ):
+        with pytest.raises(xl.errors.InputError, match=message):
+            xl.fit(net, tiny_set, tiny_set, **QUICK | options)
+
+
 def _one_value(stage, _):
     if stage.training:
         raise ValueError("Expected more than 1 value per channel when training")

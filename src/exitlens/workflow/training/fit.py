@@ -30,7 +30,7 @@ from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
-from exitlens.types.tasks import CONTINUOUS, check_truth, refuse_task
+from exitlens.types.tasks import CONTINUOUS, WITH_CLASSES, check_truth, count_answers, refuse_task
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.callbacks import TrainingCallback, check_callbacks, tell_callbacks
 from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
@@ -102,6 +102,7 @@ def fit(  # noqa: PLR0913
     share_cores: bool = True,
     rely_on: RelyOn = "anything",
     ignore: Any = None,
+    teacher: ExitNet | None = None,
     callbacks: Sequence[TrainingCallback] = (),
     ranks: DistributedContext | None = None,
 ) -> FitResult:
@@ -139,6 +140,9 @@ def fit(  # noqa: PLR0913
             or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
             or of words; or a list of these (or of objects with an attribute ``ignore``). In 70 % of each batch it comes
             from another sample, label kept, before ``augment``.
+        teacher: a trained network of the same inputs and classes, on the same device. Every exit learns its final answers as
+            much as the labels (knowledge distillation, :meth:`EGTLoss.__call__`). A plain network is one with exits nowhere:
+            ``attach(module, [], C, example, final="keep")``. It is left in evaluation mode.
         resume: continue the run in ``out_dir``, if there is one; otherwise an existing run is an error.
         progress: show a progress bar; without a terminal, a line every 30 seconds.
         callbacks: called at the start, after every epoch and at the end, as
@@ -158,9 +162,11 @@ def fit(  # noqa: PLR0913
     """
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
+    require(teacher, ExitNet | None, "teacher", "attach(module, [], C, example, final='keep') makes it of a plain network")
     require(out_dir, str | Path | None, "out_dir")
     check_callbacks(callbacks)
     replaced = {"augment": augment if isinstance(augment, str) else "none", "ignore": read_ignored(ignore)}
+    replaced["teacher"] = "" if teacher is None else _check_teacher(teacher, net)
     arguments = locals() | replaced
     settings = TrainingSettings(**{item.name: arguments[item.name] for item in fields(TrainingSettings)})
     directory, ranks = None if out_dir is None else Path(out_dir), find_ranks(ranks)
@@ -183,7 +189,7 @@ def fit(  # noqa: PLR0913
             targets = read_targets(train)
             check_truth(targets, len(targets), net.info.num_classes, "regression", "train labels")
             net.describe(units=measure_units(targets))
-        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks)
+        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks, teacher=teacher)
         with ranks.together():
             net.describe(task=check_validation(net, val))
         shown = progress and ranks.is_first
@@ -266,6 +272,25 @@ def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
             net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
+def _check_teacher(teacher: ExitNet, net: ExitNet) -> str:
+    """Return the teacher's fingerprint; raise :class:`InputError` unless it answers what the network does."""
+    refuse_task(net.info.task, "teacher: it", WITH_CLASSES)
+    for what, theirs, ours in (
+        (
+            "answers",
+            count_answers(teacher.info.task, teacher.info.num_classes),
+            count_answers(net.info.task, net.info.num_classes),
+        ),
+        ("classes", teacher.info.classes or net.info.classes, net.info.classes or teacher.info.classes),
+        ("device", teacher.device, net.device),
+    ):
+        if theirs != ours:
+            raise InputError(
+                f"teacher: expected the network's own {what}, {ours!s:.80}, got {theirs!s:.80}. Fix: pass another."
+            )
+    return teacher.eval().fingerprint()
+
+
 def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings, train: Any) -> EGTLoss:
     """Return the loss with all settings chosen."""
     if loss is not None and loss.class_weights == "balanced":
@@ -273,12 +298,13 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
     loss = net.choose_loss(loss, settings.freeze_backbone)
     if settings.rely_on == "map":
         require_maps(net.heads, "rely_on='map'")
-        taken = signature(loss).parameters.values()
-        if not any(part.name == "sample_weights" or part.kind is part.VAR_KEYWORD for part in taken):
-            fix = "take it as EGTLoss does, or leave rely_on out"
-            raise InputError(
-                f"loss: rely_on='map' passes sample_weights=, which {type(loss).__name__} does not take. Fix: {fix}"
-            )
+    passed = {"sample_weights": "rely_on='map'"} if settings.rely_on == "map" else {}
+    passed |= {"teacher": "teacher"} if settings.teacher else {}
+    taken = signature(loss).parameters.values()
+    for name, cause in passed.items():
+        if not any(part.name == name or part.kind is part.VAR_KEYWORD for part in taken):
+            fix = f"take it as EGTLoss does, or leave {cause.partition('=')[0]} out"
+            raise InputError(f"loss: {cause} passes {name}=, which {type(loss).__name__} does not take. Fix: {fix}")
     return loss
 
 

@@ -51,6 +51,8 @@ def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: boo
             "the target is relevance, which is traced back through the backbone from a final head that is trained. "
             "Fix: keep the backbone's own final head (final='keep', --keep-final)."
         )
+    elif settings.teacher:
+        reason = "the teacher has to see the inputs. Fix: leave out teacher (--teacher)."
     elif settings.ignore:
         reason = "what must not matter is exchanged anew in every epoch. Fix: leave out ignore (--ignore)."
     elif settings.rely_on == "map":

@@ -107,7 +107,7 @@ def _compare(path: Path, record: dict[str, Any]) -> str:
     for name, values in changes.items():
         has_option = name in TrainingSettings.__dataclass_fields__ and name not in PYTHON_ONLY
         option = _OPTIONS.get(name, f"--{name.replace('_', '-')}" if has_option else "")
-        old, new = ("none" if value is None else f"{value}" for value in values)
+        old, new = ("none" if value in (None, "") else f"{value}" for value in values)
         change = f"was {old}, is now {new}" if len(old + new) < 100 else "differs"
         lines.append(f"{name}{f' ({option})' if option else ''} {change}")
     if lines:

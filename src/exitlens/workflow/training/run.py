@@ -61,6 +61,7 @@ class TrainingRun:
     out_dir: Path | None = None
     ranks: DistributedContext = ALONE
     guide: Guide | None = None  # whose maps say what samples rely on
+    teacher: ExitNet | None = None  # whose final answers every exit learns, besides the labels
     is_guide: bool = False  # this run trains the guide of another
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -199,7 +200,9 @@ class TrainingRun:
             loss, progress = self.loss.at(epoch * steps + step, epochs * steps, epochs)
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.expert)
+                losses = compute_gradients(
+                    model, self.optimizer, loss, group, progress, self.settings, self.expert, self.teacher
+                )
             rows = sum(len(labels) for _, labels, *_ in group)
             share = self.gradients.average(rows)
             if share is None:
@@ -368,11 +371,12 @@ def compute_gradients(
     progress: float,
     settings: TrainingSettings,
     expert: ShallowExpert | None = None,
+    teacher: ExitNet | None = None,
 ) -> list[LossTerms]:
     """Compute the mean gradient over the samples of a group of batches, at ``progress`` in [0, 1) of training.
 
-    With an ``expert``, its gradient, too. Returns the loss of each batch; raises :class:`TrainingError` for
-    one that is not finite.
+    With an ``expert``, its gradient, too. A ``teacher`` answers the same inputs in its own precision. Returns the loss of
+    each batch; raises :class:`TrainingError` for one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
     samples, losses = sum(count_rows(inputs) for inputs, *_ in group), []
@@ -393,6 +397,9 @@ def compute_gradients(
             assert seen.shallow is not None
             state = seen.outputs, seen.shallow, labels, progress, share, strength, is_whole
             additions["sample_weights"] = expert.weigh(*state)
+        if teacher is not None:
+            with torch.no_grad():
+                additions["teacher"] = teacher(given)[-1].logits
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(
