@@ -166,7 +166,7 @@ def fit(  # noqa: PLR0913
     require(out_dir, str | Path | None, "out_dir")
     check_callbacks(callbacks)
     replaced = {"augment": augment if isinstance(augment, str) else "none", "ignore": read_ignored(ignore)}
-    replaced["teacher"] = "" if teacher is None else _check_teacher(teacher, net)
+    replaced["teacher"] = "" if teacher is None else teacher.eval().fingerprint()
     arguments = locals() | replaced
     settings = TrainingSettings(**{item.name: arguments[item.name] for item in fields(TrainingSettings)})
     directory, ranks = None if out_dir is None else Path(out_dir), find_ranks(ranks)
@@ -192,6 +192,8 @@ def fit(  # noqa: PLR0913
         run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks, teacher=teacher)
         with ranks.together():
             net.describe(task=check_validation(net, val))
+            if teacher is not None:
+                _check_teacher(teacher, net)
         shown = progress and ranks.is_first
         with (
             run.open(resume, train),
@@ -272,23 +274,22 @@ def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
             net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def _check_teacher(teacher: ExitNet, net: ExitNet) -> str:
-    """Return the teacher's fingerprint; raise :class:`InputError` unless it answers what the network does."""
+def _check_teacher(teacher: ExitNet, net: ExitNet) -> None:
+    """Raise :class:`InputError` unless it answers what the network does."""
     refuse_task(net.info.task, "teacher: it", WITH_CLASSES)
-    for what, theirs, ours in (
-        (
-            "answers",
-            count_answers(teacher.info.task, teacher.info.num_classes),
-            count_answers(net.info.task, net.info.num_classes),
-        ),
-        ("classes", teacher.info.classes or net.info.classes, net.info.classes or teacher.info.classes),
-        ("device", teacher.device, net.device),
-    ):
-        if theirs != ours:
+    given, expected = (
+        {
+            "answers": count_answers(each.info.task, each.info.num_classes),
+            "classes": each.info.classes or other.info.classes,
+            "device": each.device,
+        }
+        for each, other in ((teacher, net), (net, teacher))
+    )
+    for what, value in expected.items():
+        if given[what] != value:
             raise InputError(
-                f"teacher: expected the network's own {what}, {ours!s:.80}, got {theirs!s:.80}. Fix: pass another."
+                f"teacher: expected the network's own {what}, {value!s:.80}, got {given[what]!s:.80}. Fix: pass another."
             )
-    return teacher.eval().fingerprint()
 
 
 def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings, train: Any) -> EGTLoss:
