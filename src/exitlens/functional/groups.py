@@ -169,5 +169,7 @@ def rank_distances(points: Tensor) -> Tensor:  # (n,D) -> (n,n)
     """Rank, in [0, 1], the distance of two points among those to all others; the mean of both points' ranks."""
     distances = torch.cdist(points, points)
     distances.fill_diagonal_(-1.0)  # first of all
-    ranks = (distances.argsort(1).argsort(1) - 0.5) / max(1, len(points) - 1)
+    order = torch.from_numpy(np.argsort(distances.numpy(force=True), 1))  # several times as fast as torch's
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(len(points)).expand_as(order))
+    ranks = (places - 0.5) / max(1, len(points) - 1)
     return (ranks + ranks.T) / 2
