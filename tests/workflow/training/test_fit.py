@@ -386,6 +386,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(tiny_set, tmp_path
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_every_exit_learns_a_teachers_answers(tiny_set, tmp_path):
     swapped = tiny_set.subset(torch.arange(32))
     swapped.labels = (swapped.labels + 1) % 4  # what the teacher says, the labels do not
