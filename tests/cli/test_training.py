@@ -50,7 +50,6 @@ def test_what_answers_rest_on_is_recorded_and_held_to(folder, tmp_path, call):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_teaches_another(folder, tmp_path, call):
     fit = ("fit", "--data", folder, "--size", 16, "--exits", 1, "--epochs", 1, "--out")
     call.ok(*fit, tmp_path / "a")
@@ -60,6 +59,7 @@ def test_a_run_teaches_another(folder, tmp_path, call):
     assert "expected a bundle or a run directory" in call.error(*fit, tmp_path / "c", "--teacher", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "r", "--epochs")
     call.ok(*words, "1", "--json")

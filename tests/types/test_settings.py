@@ -58,7 +58,9 @@ def test_the_best_epoch_is_kept_with_patience():
 def test_fit_has_the_settings_as_arguments_with_the_same_defaults():
     arguments = inspect.signature(xl.fit).parameters
     for field in fields(TrainingSettings):
-        default = None if field.name in ("augment", "ignore") else field.default  # they also take what settings cannot hold
+        default = (
+            None if field.name in ("augment", "ignore", "teacher") else field.default
+        )  # they also take what settings cannot hold
         assert arguments[field.name].default == default, field.name
 
 

@@ -280,7 +280,6 @@ def test_what_is_not_there_yet_says_so(numbers, series, tmp_path):
     policy = xl.Policy((0.5, 0.5), score="closeness" if numbers else "vector_closeness")
     data = draw(20)
     calls = {
-        "net: the page for browsers": lambda: xl.export_web(net, policy, tmp_path / "page"),
         "a cascade": lambda: xl.cascade([net, net], example=series[:1]),
         "swapped": lambda: xl.collect(net, data, swapped=10),
         "precision": lambda: net.tune(series, precision="bfloat16"),
