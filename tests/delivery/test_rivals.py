@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -63,6 +64,30 @@ def call_module():
         verbs(list(words), standalone_mode=False)
 
     return call
+
+
+def test_rivals_have_the_teacher_of_the_run(run, tmp_path, monkeypatch):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("beside"))
+    teacher, given = xl.load(run)[0], []
+    record = json.loads((copied / "settings.json").read_text())
+    record["settings"]["teacher"] = teacher.fingerprint()
+    (copied / "settings.json").write_text(json.dumps(record))
+
+    def stop(net, train, val, **options):
+        given.append(options["teacher"])
+        raise xl.errors.TrainingError("stopped")
+
+    monkeypatch.setattr(rivals, "fit", stop)
+    with pytest.raises(xl.errors.TrainingError, match="stopped"):
+        rivals.compare_rivals(copied, ("plain",), teacher=teacher)
+    assert given == [teacher]
+    with pytest.raises(xl.errors.InputError, match=r"teacher: .* learned from network .* Fix: pass the same \(--teacher\)"):
+        rivals.compare_rivals(copied, ("plain",))
+    with pytest.raises(xl.errors.InputError, match="had no teacher"):
+        rivals.compare_rivals(run, ("plain",), teacher=teacher)
+    with pytest.raises(xl.errors.InputError, match="a teacher takes images of one size"):
+        rivals.compare_rivals(copied, ("images",), teacher=teacher)
 
 
 @pytest.mark.slow

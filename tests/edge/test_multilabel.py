@@ -157,5 +157,5 @@ def test_int8_and_the_page(images, tmp_path):
     report = export_int8(NET, policy, tmp_path / "int8", images, data)
     assert report.policy.score == "decided"
     assert report.exit_accuracy[0][-1] == 1
-    with pytest.raises(xl.errors.ExportError, match="the page shows one class"):
+    with pytest.raises(xl.errors.ExportError, match="the page does not show several labels"):
         xl.export_web(NET, policy, tmp_path / "web")

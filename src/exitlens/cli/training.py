@@ -525,6 +525,7 @@ def compare(
         ),
     ] = "plain,cut,half",
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch that is timed.")] = 32,
+    teacher: Annotated[Path | None, Option(help="The run or bundle that the run learned from, if any.")] = None,
     json_: Json = False,
 ) -> None:
     """Train smaller networks on the run's data by its own recipe, test all side by side, and say which to take.
@@ -537,7 +538,8 @@ def compare(
     if not names:
         raise xl.errors.InputError("rivals: expected one or more, got none. Fix: pass plain,cut,half.")
     say = (lambda line: print(line, file=sys.stderr)) if json_ else tell
-    compared = compare_rivals(run, names, batch_size=batch_size, progress=not json_, say=say)
+    taught = None if teacher is None else xl.load(teacher)[0]
+    compared = compare_rivals(run, names, batch_size=batch_size, teacher=taught, progress=not json_, say=say)
     show(json_, compared.to_dict() | {"advice": compared.advice}, compared.advice, compared.tabulate())
 
 

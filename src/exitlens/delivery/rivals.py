@@ -108,14 +108,20 @@ def _find_cut(net: ExitNet, cost: float) -> str:
 
 
 def compare_rivals(
-    run: Path, names: Sequence[str] = USUAL, *, batch_size: int = 32, progress: bool = False, say: Say = lambda line: None
+    run: Path,
+    names: Sequence[str] = USUAL,
+    *,
+    batch_size: int = 32,
+    teacher: ExitNet | None = None,
+    progress: bool = False,
+    say: Say = lambda line: None,
 ) -> Comparison:
     """Train a run's rivals by its own recipe (or go on training them), and test all side by side.
 
     Each rival is trained with the run's settings from the same start, without a consistency loss, and kept in
     ``RUN/beside/NAME``. Where the plain backbone and a cut one are trained, the two make a cascade as well, calibrated by
     the request of the run's policy, in ``RUN/beside/cascade``. Test samples are the run's own, and count by group if they
-    have groups. If the run's network is tuned, so are the others.
+    have groups. If the run's network is tuned, so are the others; if it had a ``teacher``, they have the same.
     """
     run = find_bundle(run).parent
     net, policy = load_calibrated(run)
@@ -125,10 +131,15 @@ def compare_rivals(
     tests = load_samples(run, net, "test")
     if not len(tests):
         raise DataError(f"data: {run} has no test samples. Fix: train on data with a test split.")
+    if (learned := _read_settings(run)[0].teacher) != ("" if teacher is None else teacher.fingerprint()):
+        had = f"learned from network {learned}" if learned else "had no teacher"
+        raise InputError(f"teacher: {run} {had}, and its rivals are trained alike. Fix: pass the same (--teacher), or none.")
+    if teacher is not None and IMAGES in names:
+        raise InputError("rivals: a teacher takes images of one size. Fix: leave images out.")
     contenders, titles = {OURS: (net, policy, tests)}, {OURS: "network with exits"}
     for rival in list_rivals(run, names, policy.calibration.cost, say):
         say(f"{rival.title}: training in {run / FOLDER / _name_folder(rival)}")
-        trained, never = _train(run, rival, progress)
+        trained, never = _train(run, rival, teacher, progress)
         data = load_samples(run, trained, "test")
         contenders[rival.name], titles[rival.name] = (_tune_alike(trained, net, data), never, data), rival.title
     if PLAIN in contenders and CUT in contenders:
@@ -156,13 +167,13 @@ def _read_settings(run: Path) -> tuple[TrainingSettings, dict[str, Any]]:
     return read_record(TrainingSettings, record["settings"]), record["loss"]
 
 
-def _train(run: Path, rival: Rival, progress: bool) -> tuple[ExitNet, Policy]:
+def _train(run: Path, rival: Rival, teacher: ExitNet | None, progress: bool) -> tuple[ExitNet, Policy]:
     settings, loss = _read_settings(run)
     kept = {name: loss[name] for name in ("label_smoothing", "class_weights")}
     skip_bad, out = read_source(run)[1], run / FOLDER / _name_folder(rival)
     train, validation = load_training_sets(rival.network, rival.source, ReadSettings(skip_bad=skip_bad))
     net = build_network(rival.network, train, seed=settings.seed)
-    options = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    options = {field.name: getattr(settings, field.name) for field in fields(settings)} | {"teacher": teacher}
     with record_source(out, rival.source, resume=True, skip_bad=skip_bad, network=rival.network):
         fit(net, train, validation, loss=EGTLoss(weight=0.0, **kept), out_dir=out, resume=True, progress=progress, **options)
     never = Policy.never(1, score=choose_score(None, net.info.task))
