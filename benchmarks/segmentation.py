@@ -21,7 +21,7 @@ import exitlens as xl
 from benchmarks import drawings
 from benchmarks.harness import Job, Promise, Study, join_means, promise_table, run_alone, table
 from benchmarks.results import Runs, Tree
-from benchmarks.static import FULL, TIME, Teacher, interpolate, make_loss
+from benchmarks.static import FULL, TIME, interpolate
 from benchmarks.tasks import build_pretrained
 from benchmarks.traces import read_peak_memory
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
@@ -190,22 +190,12 @@ def train(task: str, name: str, kind: str, seed: int, data: Data, quick: bool = 
     net.describe(classes=data.train.classes, preprocess=data.train.preprocess)
     settings: dict[str, Any] = {**BACKBONES[name].settings, "amp": True, "channels_last": True}
     settings |= {"epochs": 1} if quick else {}
-    if kind == FULL:
-        settings["loss"] = xl.EGTLoss(weight=0.0)
-    elif kind != EXITS:
-        teacher = Teacher(train(task, name, FULL, seed, data, quick))
-        net.stage(0).register_forward_pre_hook(partial(show, teacher))
-        settings["loss"] = make_loss(teacher)
+    settings |= {} if kind == EXITS else {"loss": xl.EGTLoss(weight=0.0)}
+    settings |= {} if kind == FULL else {"teacher": train(task, name, FULL, seed, data, quick)}
     xl.fit(
         net, data.train, data.validation, augment="flip", seed=seed, out_dir=folder, resume=True, progress=False, **settings
     )
     return net.eval()
-
-
-def show(teacher: Teacher, stage: nn.Module, given: tuple[Tensor]) -> None:
-    """Show the teacher the batch that its student is about to be trained on."""
-    if stage.training:
-        teacher(given[0])
 
 
 def measure_network(task: str, name: str, kind: str, seed: int, quick: bool = False) -> Tree:

@@ -3,8 +3,9 @@
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
 idle machine. Tasks with headroom have more: TASK/rate-PART, which comes first and chooses a learning rate for the others (without it
 they take the recipe's), TASK/taught-SEED (ours, distilled from the plain network as the static ones are), TASK/cascade-SEED (a static
-network before the distilled full one) and, of the first seed, TASK/routed-0 (ours, trained for routing). Cells train what they need if it is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and turned
-``dataset-fashion-mnist``, photographs npm. Training takes hours, timing minutes.
+network before the distilled full one) and, of the first seed, TASK/routed-0 (ours, trained for routing). Cells train what they need if it
+is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and turned ``dataset-fashion-mnist``, photographs npm.
+Training takes hours, timing minutes.
 """
 
 from __future__ import annotations
@@ -45,11 +46,9 @@ from benchmarks.truth import (
 )
 from exitlens.data.sets import SampleSet
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
-from exitlens.functional.losses import EARLY_WEIGHT, distillation_loss
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.timing import Work, describe_machine, interleave
-from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
+from exitlens.types.inputs import Inputs, split_rows
 from exitlens.types.settings import RECIPES
 
 HEADROOM = dict.fromkeys(("photographs", "finetuned", "turned"), 3)  # seeds of the tasks on which exits have room to win
@@ -65,7 +64,6 @@ LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGT
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
 BATCH, TIMED_BATCH, SAMPLES, ROUNDS, SECONDS = 250, 64, 512, 7, 60.0
 EXIT, VALIDATION = "exit ", "validation"
-TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
 load_task = lru_cache(maxsize=1)(open_task)  # a cell opens several networks of one task
 
 
@@ -170,50 +168,13 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
             cells[f"{task}/{name}-{seed}"] = partial(measure_candidate, task, name, seed, quick)
         if task in HEADROOM:
             cells[f"{task}/{CASCADE}-{seed}"] = partial(measure_cascades, task, seed, quick)
-            more = list_more(task, seed)
-            cells |= {f"{task}/{kind}-{seed}": partial(measure_adaptive, task, seed, quick, kind) for kind in more}
+            cells |= {f"{task}/{k}-{seed}": partial(measure_adaptive, task, seed, quick, k) for k in list_more(seed)}
     return cells | {f"{task}/{TIME}-{seed}": partial(measure_times, task, seed, quick) for task, seed in pairs}
 
 
-def list_more(task: str, seed: int) -> tuple[str, ...]:
-    """Return ways to train our exits besides the usual one."""
-    return () if task not in HEADROOM else (TAUGHT, ROUTED) if seed == 0 else (TAUGHT,)
-
-
-class Teacher:
-    """A trained network that :func:`exitlens.fit` shows every batch as its student gets it (``augment``); keeps its logits ``(B,C)``."""
-
-    def __init__(self, net: xl.ExitNet) -> None:
-        self.net = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.logits: Tensor | None = None
-
-    def __call__(self, inputs: Inputs) -> Inputs:
-        """Answer a batch in float32, and return it unchanged."""
-        with torch.no_grad():
-            self.logits = self.net(map_inputs(inputs, set_channels_last))[-1].logits
-        return inputs
-
-
-def make_loss(teacher: Teacher, weight: float = 0.0) -> xl.EGTLoss:
-    """Return cross-entropy plus ``T^2 KL(teacher ‖ student)`` at temperature T (Hinton et al. 2015, arXiv 1503.02531).
-
-    Of several exits each has both, weighted alike; with a ``weight`` their maps are trained by EGT as well.
-    """
-
-    @dataclass(frozen=True)
-    class DistilledLoss(xl.EGTLoss):  # the teacher is no field: a run records all fields of its loss as JSON
-        temperature: float = TEMPERATURE
-        teacher_weight: float = TEACHER_WEIGHT
-
-        def __call__(self, outputs: Sequence[ExitOutput], labels: Tensor, *more: Any, **named: Any) -> LossTerms:
-            terms = super().__call__(outputs, labels, *more, **named)
-            shares = [EARLY_WEIGHT] * (len(outputs) - 1) + [1.0]
-            pairs = ((out, out._replace(logits=teacher.logits)) for out in outputs)
-            losses = [share * distillation_loss(pair, self.temperature) for share, pair in zip(shares, pairs, strict=True)]
-            term = torch.stack(losses).mean()
-            return terms._replace(total=terms.total + self.teacher_weight * term, distillation=term.detach())
-
-    return DistilledLoss(weight=weight)
+def list_more(seed: int) -> tuple[str, ...]:
+    """Return ways to train our exits besides the usual one, on tasks with headroom."""
+    return (TAUGHT, ROUTED) if seed == 0 else (TAUGHT,)
 
 
 def find_part(name: str, kind: str) -> str:
@@ -258,11 +219,12 @@ def train_kind(task: Task, name: str, kind: str, seed: int, quick: bool, folder:
     """Train one of ours or the plain network, or a static one, distilled from the plain one by the same recipe."""
     if kind in LOSSES:
         return train_by(LOSSES[kind], task, seed, folder)[0]
-    teacher, weight = Teacher(open_network(name, PLAIN, seed, quick)), xl.EGTLoss().weight if kind == TAUGHT else 0.0
+    teacher = open_network(name, PLAIN, seed, quick)
     net = build_network(task, seed, exits=True) if kind == TAUGHT else CANDIDATES[name][kind].build(task, seed)
+    loss = LOSSES[EGT if kind == TAUGHT else PLAIN] or xl.EGTLoss(weight=0.0)
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
     with lock(folder):
-        xl.fit(net, task.train, watch(task), loss=make_loss(teacher, weight), augment=teacher, **settings)
+        xl.fit(net, task.train, watch(task), loss=loss, teacher=teacher, **settings)
     return net
 
 
@@ -346,7 +308,7 @@ def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     nets = {EXITS: open_network(name, EGT, seed, quick)}
     if name in HEADROOM:
-        nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(name, seed)}
+        nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(seed)}
         nets |= open_cascades(name, seed, quick)
     ways, samples = {way: open_way(net, full, task) for way, net in nets.items()}, TIMED_BATCH if quick else SAMPLES
     with pin_threads(1):

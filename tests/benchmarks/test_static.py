@@ -78,28 +78,6 @@ def test_a_network_on_smaller_images(task):
     assert torch.allclose(net(x)[0].logits, whole(F.interpolate(x, (8, 8), mode="bilinear", antialias=True)), atol=1e-5)
 
 
-def test_the_loss_follows_the_teacher_on_the_same_batch(task):
-    net = tasks.build_network(task, 0, exits=False).eval()
-    teacher = static.Teacher(net)
-    images, labels = task.train.first(4).inputs, task.train.labels[:4]
-    assert teacher(images) is images
-    outputs = net(images)
-    same = static.make_loss(teacher)(outputs, labels)
-    assert same.distillation.item() == pytest.approx(0, abs=1e-5)
-    assert same.total.item() == pytest.approx(xl.EGTLoss(weight=0.0)(outputs, labels).total.item(), abs=1e-5)
-    flat = (outputs[0]._replace(logits=torch.zeros(4, 4, requires_grad=True)),)
-    terms = static.make_loss(teacher)(flat, labels)
-    soft = (teacher.logits / 2).softmax(1)
-    by_hand = 4 * (soft * (soft * 4).log()).sum(1).mean()
-    assert terms.distillation.item() == pytest.approx(by_hand.item(), rel=1e-4)
-    assert (terms.total - terms.classification).item() == pytest.approx(by_hand.item(), rel=1e-4)
-    assert terms.total.requires_grad
-    both = static.make_loss(teacher, weight=0.1)((flat[0], outputs[0]), labels)
-    assert both.distillation.item() == pytest.approx(0.25 * by_hand.item() / 2, rel=1e-3)  # as early exits are weighted
-    usual = xl.EGTLoss(weight=0.1)((flat[0], outputs[0]), labels)
-    assert both.total.item() == pytest.approx(usual.total.item() + both.distillation.item(), rel=1e-5)
-
-
 @pytest.fixture
 def _tiny(task, tmp_path, monkeypatch):
     """Make photographs tiny, with one network that is cut early."""

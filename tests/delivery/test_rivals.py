@@ -66,6 +66,7 @@ def call_module():
     return call
 
 
+@pytest.mark.slow
 def test_rivals_have_the_teacher_of_the_run(run, tmp_path, monkeypatch):
     copied = tmp_path / "run"
     shutil.copytree(run, copied, ignore=shutil.ignore_patterns("beside"))

@@ -456,3 +456,22 @@ def test_defaults_for_pixels():
         xl.EGTLoss(routed=0.5).for_network(True, task="segmentation")
     chosen = xl.EGTLoss().for_network(True, task="segmentation")
     assert (chosen.target, chosen.reach, chosen.sharpness, chosen.every) == ("attention", "heads", None, 1)
+
+
+def test_a_teachers_answers_weigh_as_much_as_the_labels(net, images):
+    labels, out = torch.tensor([0, 1, 2, 3]), net(images[:4])[-1]
+    loss, teacher = xl.EGTLoss(weight=0.0), out.logits.detach()
+    usual, same = loss((out,), labels), loss((out,), labels, teacher=teacher)
+    assert same.distillation.item() == pytest.approx(0, abs=1e-5)
+    assert same.total.item() == pytest.approx(usual.total.item(), abs=1e-5)
+    flat = out._replace(logits=torch.zeros(4, 4, requires_grad=True))
+    soft = (teacher / 2).softmax(1)
+    by_hand = 4 * (soft * (soft * 4).log()).sum(1).mean().item()  # T^2 KL(teacher ‖ uniform)
+    alone = loss((flat,), labels, teacher=teacher)
+    assert alone.total.requires_grad
+    assert (alone.total - alone.classification).item() == pytest.approx(by_hand, rel=1e-4)
+    both = loss((flat, out), labels, 0.0, teacher=teacher)  # early exits weigh 0.25, and there is no ramp
+    assert both.distillation.item() == pytest.approx(0.25 * by_hand / 2, rel=1e-3)
+    for other, wrong in ((loss, teacher[:3]), (xl.EGTLoss(weight=0.0, task="regression"), torch.zeros(4, 4))):
+        with pytest.raises(xl.errors.InputError, match="teacher: expected logits of classes"):
+            other((out,), torch.zeros(4, 3) if other.task else labels, teacher=wrong)

@@ -60,7 +60,7 @@ def test_fit_has_the_settings_as_arguments_with_the_same_defaults():
     for field in fields(TrainingSettings):
         default = (
             None if field.name in ("augment", "ignore", "teacher") else field.default
-        )  # they also take what settings cannot hold
+        )  # they take what settings cannot hold
         assert arguments[field.name].default == default, field.name
 
 

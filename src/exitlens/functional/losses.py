@@ -401,6 +401,12 @@ class EGTLoss:
 
     def _follow(self, outputs: Sequence[ExitOutput], teacher: Tensor, several: bool) -> Tensor:
         """Return the weighted mean of the exits' divergences from a teacher's answers."""
+        shape = outputs[-1].logits.shape
+        if self.task is not None or teacher.shape != shape:
+            raise InputError(
+                f"teacher: expected logits of classes, {tuple(shape)} as the exits', got {tuple(teacher.shape)}. "
+                f"Fix: {'leave it out for numbers and vectors' if self.task else 'pass its answers to the same batch'}."
+            )
         pairs = [(out, out._replace(logits=teacher)) for out in outputs]
         terms = [distillation_loss(pair, several=several) for pair in pairs]
         return torch.stack([w * term for w, term in zip(self._weigh_exits(len(outputs)), terms, strict=True)]).mean()
