@@ -62,7 +62,8 @@ POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our 
 RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless another is so much more accurate
 LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGTLoss(routed=0.5)}
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
-BATCH, TIMED_BATCH, SAMPLES, ROUNDS, SECONDS = 250, 64, 512, 7, 60.0
+BATCH, SAMPLES, ROUNDS, SECONDS = 250, 512, 15, 60.0
+TIMED_BATCH, WHOLE_BATCH = 64, 512  # samples in a timed call; on tasks with headroom, of which tuning chooses micro-batches
 EXIT, VALIDATION = "exit ", "validation"
 load_task = lru_cache(maxsize=1)(open_task)  # a cell opens several networks of one task
 
@@ -304,17 +305,19 @@ def describe_right(right: Tensor) -> Tree:  # (N,) bool
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
-    """Time batches of 64 on one core, all networks tuned and in turn. Static ones need no training, since weights change no time."""
+    """Time all networks on one core, tuned and in turn. Static ones need no training, since weights change no time."""
     task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     nets = {EXITS: open_network(name, EGT, seed, quick)}
     if name in HEADROOM:
         nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(seed)}
         nets |= open_cascades(name, seed, quick)
     ways, samples = {way: open_way(net, full, task) for way, net in nets.items()}, TIMED_BATCH if quick else SAMPLES
+    batch = WHOLE_BATCH if name in HEADROOM else TIMED_BATCH
+    batches = draw_batches(task, samples, batch)
     with pin_threads(1):
-        works = make_works(task, list_candidates(name, seed), ways, seed, samples, 0.2 if quick else 4.0)
+        works = make_works(task, list_candidates(name, seed), ways, seed, batches, 0.2 if quick else 4.0)
         times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
-        facts = {"machine": describe_machine(1), "batch": TIMED_BATCH, "samples": samples, "rounds": len(times.rounds[FULL])}
+        facts = {"machine": describe_machine(1), "batch": batch, "samples": samples, "rounds": len(times.rounds[FULL])}
     measured: Tree = {**facts, "ms": {}, "exit_share": {}, "ways": {}, "full_over": {}}
     for work in works:
         ms, ratio = times.summary(work, samples)["ms"], times.ratio(FULL, work)
@@ -330,21 +333,31 @@ def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     return measured
 
 
-def make_works(
-    task: Task, candidates: Mapping[str, Candidate], ways: Mapping[str, Way], seed: int, samples: int, seconds: float
-) -> dict[str, Work]:
-    """Make the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the full and the static networks."""
-    batches: dict[str, Sequence[Inputs]] = {}
+def draw_batches(task: Task, samples: int, batch: int) -> Mapping[str, Sequence[Inputs]]:
+    """Draw so many samples of the validation and of all test data, in batches."""
+    batches = {}
     for part, data in {**task.tests, VALIDATION: task.validation}.items():
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        batches[part] = split_rows(data.subset(order[torch.arange(samples) % len(order)]).inputs, TIMED_BATCH)
+        batches[part] = split_rows(data.subset(order[torch.arange(samples) % len(order)]).inputs, batch)
+    return batches
+
+
+def make_works(
+    task: Task,
+    candidates: Mapping[str, Candidate],
+    ways: Mapping[str, Way],
+    seed: int,
+    batches: Mapping[str, Sequence[Inputs]],
+    seconds: float,
+) -> dict[str, Work]:
+    """Make the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the full and the static networks."""
     first = next(iter(batches.values()))
     settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
     works: dict[str, Work] = {}
     for name, way in ways.items():
+        net = copy.deepcopy(way.net)
+        net.tune(first[0], policy=way.policies[FINAL], **settings)
         for point, policy in way.policies.items():
-            net = copy.deepcopy(way.net)
-            net.tune(first[0], policy=policy, **settings)
             answers, kept = partial(xl.predict, net, policy=policy), net.tuning.keep_memory
             works |= {f"{name}|{point}|{part}": time_calls(answers, rows, kept) for part, rows in batches.items()}
             if (name, point) == (EXITS, FINAL):

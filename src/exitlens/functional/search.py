@@ -61,7 +61,7 @@ class Levels:
         if not self.edges:
             return torch.empty(len(scores), 0).long()
         columns = zip(self.edges, scores.double().T.contiguous(), strict=True)
-        return torch.stack([(torch.searchsorted(e, s, right=True) - 1).clamp_min(0) for e, s in columns], 1)
+        return torch.stack([(torch.searchsorted(e, s, right=True) - 1).clamp_min(0) for e, s in columns]).T
 
     def thresholds(self, cuts: Cuts) -> tuple[float, ...]:
         """Turn levels back into thresholds on the score."""
