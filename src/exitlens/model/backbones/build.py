@@ -18,7 +18,7 @@ from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.sentences import EXTRA, Sentences
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
-from exitlens.model.backbones.weights import Match, load_state, report_match
+from exitlens.model.backbones.weights import Match, load_state, report_match, restart_classifier
 from exitlens.model.network import NetworkInfo
 from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -141,8 +141,10 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
             "--init-weights, or train without --pretrained"
         ) from error
     trained = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes", num_classes)
-    if pretrained and trained != num_classes and say is not None:
-        say(f"weights: timm:{name}: the classifier for {trained} classes is made anew, for {num_classes}")
+    if pretrained and trained != num_classes:
+        restart_classifier(network.get_classifier())  # type: ignore[operator]
+        if say is not None:
+            say(f"weights: timm:{name}: the classifier for {trained} classes is made anew, for {num_classes}")
     return network
 
 
