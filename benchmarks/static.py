@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import compress
+from itertools import compress, product
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -401,22 +401,30 @@ def interpolate(points: Sequence[tuple[float, float, Any]], at: float) -> Any:
     return (1 - share) * low + share * kept[int(place) + 1][2] if share else low
 
 
-def find_static(runs: Runs, task: str, seed: int, ms: float, pick: Pick, family: str = "") -> Any:
-    """Return a figure of the static networks that take ``ms``: of one ``family``, or of that which is best there on validation data.
-
-    The full networks are the end of every family. Families that have none as fast as that do not count where others have.
-    """
+def list_lines(runs: Runs, task: str, seed: int, pick: Pick) -> dict[str, list[tuple[float, float, Any]]]:
+    """Return (milliseconds, validation accuracy, figure) of all networks of each family, of which the full ones are the end."""
     times, candidates = runs[f"{task}/{TIME}-{seed}"]["ms"], list_candidates(task, seed)
-    lines: list[list[tuple[float, float, Any]]] = []
-    for each in [family] if family else dict.fromkeys(candidate.family for candidate in candidates.values()):
-        names = [name for name, candidate in candidates.items() if candidate.family == each or name == WHOLE]
+    lines: dict[str, list[tuple[float, float, Any]]] = {}
+    for family in dict.fromkeys(candidate.family for candidate in candidates.values()):
+        names = [name for name, candidate in candidates.items() if candidate.family == family or name == WHOLE]
         measured = {name: runs[f"{task}/{name}-{seed}"] for name in names} | {
             FULL: runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
         }
-        lines.append([(times[name][0], run[VALIDATION], pick(run)) for name, run in measured.items()])
-    fastest = [min(place for place, _, _ in line) for line in lines]
-    fitting = [line for line, least in zip(lines, fastest, strict=True) if least <= max(ms, min(fastest))]
-    return interpolate(max(fitting, key=lambda line: interpolate([(place, rate, rate) for place, rate, _ in line], ms)), ms)
+        lines[family] = [(times[name][0], run[VALIDATION], pick(run)) for name, run in measured.items()]
+    return lines
+
+
+def find_rival(runs: Runs, task: str, seed: int, ms: float) -> str:
+    """Return the family that is best at a time on validation data; those that have none as fast do not count where others have."""
+    lines = list_lines(runs, task, seed, lambda run: run[VALIDATION])
+    fastest = {family: min(place for place, _, _ in line) for family, line in lines.items()}
+    fitting = [family for family in lines if fastest[family] <= max(ms, min(fastest.values()))]
+    return max(fitting, key=lambda family: interpolate(lines[family], ms))
+
+
+def find_static(runs: Runs, task: str, seed: int, ms: float, pick: Pick, family: str = "") -> Any:
+    """Return a figure of the static networks that take ``ms``: of one ``family``, or of the rival there."""
+    return interpolate(list_lines(runs, task, seed, pick)[family or find_rival(runs, task, seed, ms)], ms)
 
 
 def list_ways(runs: Runs, task: str, seed: int) -> dict[str, Tree]:
@@ -615,6 +623,47 @@ def write_gain(gain: Promise) -> list[str]:
     return [gain.figure, "ours" if low > 0 else "static" if high < 0 else "undecided"]
 
 
+def write_winners(runs: Runs) -> list[str]:
+    """Say for each task with headroom who wins, which rival was the best, and what is behind it."""
+    return [write_winner(runs, task, seeds) for task in HEADROOM if (seeds := find_whole_seeds(runs, task))]
+
+
+def write_winner(runs: Runs, task: str, seeds: Sequence[int]) -> str:
+    first, rivals, chosen, slower = list_tests(runs, task)[0], Counter[str](), Counter[str](), []
+    for seed, point in product(seeds, GAIN_POINTS):
+        way = choose_way(runs, task, seed, point)
+        chosen[way] += 1
+        rivals[find_rival(runs, task, seed, read_ms(runs, task, seed, way, point, first))] += 1
+        slower.append(measure_overhead(runs, task, seed, point, first))
+    figure, winner = write_gain(promise_gain("", "", 0.0, runs, (task, first), GAIN_POINTS))
+    cut = next(name for name, candidate in CANDIDATES[task].items() if candidate.family == "cut")
+    alone, whole = (100 * mean(runs[f"{task}/{name}-{seed}"][VALIDATION] for seed in seeds) for name in (cut, WHOLE))
+    ours, taught = (
+        100 * np.mean([runs[f"{task}/{kind}-{seed}"]["exits"] for seed in seeds], 0) for kind in (ADAPTIVE, TAUGHT)
+    )
+    listed = (", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in (rivals, chosen))
+    return (
+        f"- **{TITLES[task]}**: ours minus static {figure} points at equal time ({winner}; seeds {len(seeds)}, three times each). "
+        "Best rivals: {}; chosen of ours: {}. ".format(*listed)
+        + f"The layers up to exit 0 have {alone:.1f} % alone, {ours[0]:.1f} % in our network and {taught[0]:.1f} % with a teacher; "
+        f"the distilled full network has {whole:.1f} %, our final exit {ours[-1]:.1f} and {taught[-1]:.1f} % (validation). "
+        f"Routing takes {mean(slower):.2f} times what the exits that it takes would need alone."
+    )
+
+
+def measure_overhead(runs: Runs, task: str, seed: int, point: str, data: str) -> float:
+    """Return the time of our exits over the sum of what each takes alone, by how often it is taken."""
+    times, shares = (
+        runs[f"{task}/{TIME}-{seed}"],
+        runs[f"{task}/{ADAPTIVE}-{seed}"]["points"][point]["tests"][data]["exit_shares"],
+    )
+    alone = (
+        sum(share * taken[0] for share, taken in zip(shares, times["exit_share"].values(), strict=True))
+        * times["ms"][FULL][0]
+    )
+    return read_ms(runs, task, seed, EXITS, point, data) / alone
+
+
 def write_task(runs: Runs, task: str) -> list[str]:
     seeds, rows, first = find_whole_seeds(runs, task), [], list_tests(runs, task)[0]
     times = [runs[f"{task}/{TIME}-{seed}"] for seed in seeds]
@@ -658,4 +707,11 @@ def read_part_rate(runs: Runs, task: str, part: str) -> float:
     return float({**cells, EGT: ours, PLAIN: ours["full"]}[part]["rate"])
 
 
-STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")
+STUDY = Study(
+    "static",
+    list_cells,
+    list_promises,
+    {"static-winners": write_winners, "static": write_tables},
+    processes=2,
+    alone="*/time-*",
+)

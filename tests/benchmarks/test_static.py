@@ -117,6 +117,9 @@ def test_every_way_and_a_static_network_are_measured_and_timed(tmp_path):
     runs = {name: grow(flatten(run)) for name, run in runs.items()}  # as they come back from the file
     assert "plain 1, egt 1, cut 3." in static.write_task(runs, "photographs")[0]
     assert len(static.write_summary(runs)) == 3
+    (winner,) = static.write_winners(runs)
+    assert "Best rivals: cut 3; chosen of ours: " in winner
+    assert 0 < static.measure_overhead(runs, "photographs", 0, "final", "test")
 
 
 @pytest.mark.slow
@@ -231,6 +234,7 @@ def test_the_way_that_gains_most_on_validation_data_is_judged_on_test_data():
     runs = make_headroom_runs(2)
     # at 2 ms static networks have 0.65 on validation data and exits 0.06 more; at 1 ms they have 0.6, and the cascade 0.08 more
     assert static.choose_way(runs, "photographs", 0, "final") == "cascade cut-layer1"
+    assert static.find_rival(runs, "photographs", 0, 2.0) == "cut"
     gain = static.promise_gain("", "", 0.0, runs, ("photographs", "test"), ("final", "1"))
     assert gain.measured == pytest.approx(100 * 1 / 8)
     exits = static.promise_gain("", "", 0.0, runs, ("photographs", "test"), kinds=("exits",))
