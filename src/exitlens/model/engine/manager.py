@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import platform
 import threading
 import time
@@ -33,37 +34,38 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 
 class Snapshot:
-    """A network's modules and tensors at one moment, in plain lists that are quick to compare."""
+    """A network's modules and tensors at one moment, in columns that are quick to compare: each answer asks."""
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
         self.fingerprint = ""  # once it is known
         self.modules = [module for part in parts for module in part.modules()]
-        self._members: list[tuple[dict[str, Any], str, Any]] = []
-        self._tensors: list[tuple[Tensor, int, int]] = []  # with version and address
-        self._numbers: list[tuple[Any, int]] = []  # for each CPU tensor, a view of one of its numbers, and its value
-        for module in self.modules:
-            self._members += [(table, name, value) for table in list_member_tables(module) for name, value in table.items()]
-        for t in {id(value): value for _, _, value in self._members if isinstance(value, Tensor)}.values():
-            is_usual = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and t.device.type != "meta"
-            self._tensors.append((t, read_version(t), t.data_ptr() if is_usual else 0))
+        tables = [table for module in self.modules for table in list_member_tables(module)]
+        self._tables, self._names = [table for table in tables for _ in table], [name for table in tables for name in table]
+        self._values = [value for table in tables for value in table.values()]
+        self._tensors = list({id(value): value for value in self._values if isinstance(value, Tensor)}.values())
+        self._versions = list(map(read_version, self._tensors))
+        usual = (Tensor, nn.Parameter)
+        self._placed = [
+            t for t in self._tensors if type(t) in usual and t.layout is torch.strided and t.device.type != "meta"
+        ]
+        self._addresses = list(map(Tensor.data_ptr, self._placed))
+        self._numbers: list[Any] = []  # for each CPU tensor, a view of one of its numbers
+        for t in self._placed:
             integer = INTEGERS.get(t.element_size())
-            if is_usual and t.device.type == "cpu" and integer and t.numel() and not t.is_quantized:
+            if t.device.type == "cpu" and integer and t.numel() and not t.is_quantized:
                 middle = t.detach()[tuple(n // 2 for n in t.shape)]
-                number = middle.view(integer).numpy()  # as an integer, because NaN does not equal itself
-                self._numbers.append((number, number.item()))
+                self._numbers.append(middle.view(integer).numpy())  # as an integer, because NaN does not equal itself
+        self._sampled = [number.item() for number in self._numbers]
 
     def is_unchanged(self) -> bool:
         """Return whether objects, addresses, version counters and sampled numbers are all the same."""
-        for members, name, value in self._members:
-            if members.get(name) is not value:
-                return False
-        for tensor, version, address in self._tensors:
-            if read_version(tensor) != version or (address and tensor.data_ptr() != address):
-                return False
-        for number, value in self._numbers:  # after the addresses: they are still those of these arrays  # noqa: SIM110
-            if number.item() != value:
-                return False
-        return True
+        return (
+            all(map(operator.is_, map(dict.get, self._tables, self._names), self._values))
+            and list(map(read_version, self._tensors)) == self._versions
+            and list(map(Tensor.data_ptr, self._placed)) == self._addresses
+            # after the addresses: they are still those of these arrays
+            and [number.item() for number in self._numbers] == self._sampled
+        )
 
 
 class WeightsRecord:
