@@ -1,11 +1,11 @@
 """Ours against the alternative: a smaller static network of equal time, distilled from the full one.
 
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
-idle machine. Tasks with headroom have more: TASK/rate-PART, which comes first and chooses a learning rate for the others (without it
-they take the recipe's), TASK/taught-SEED (ours, distilled from the plain network as the static ones are), TASK/cascade-SEED (a static
-network before the distilled full one) and, of the first seed, TASK/routed-0 (ours, trained for routing). Cells train what they need if it
-is missing. Pictures need ``openclipart-png`` and the extra ``benchmark``, fashion and turned ``dataset-fashion-mnist``, photographs npm.
-Training takes hours, timing minutes.
+idle machine. Tasks with headroom have more: TASK/rate-PART, which comes first and chooses a learning rate for the others,
+TASK/taught-SEED (ours, distilled from the plain network as the static ones are), TASK/cascade-SEED (a static network before the distilled
+full one) and, of the first seed, TASK/routed-0 (ours, trained for routing). Cells train what they need if it is missing. Pictures need
+``openclipart-png`` and the extra ``benchmark``, fashion and turned ``dataset-fashion-mnist``, photographs npm. Training takes hours,
+timing minutes.
 """
 
 from __future__ import annotations
@@ -209,7 +209,10 @@ def choose_rate(name: str, part: str, quick: bool = False) -> Tree:
 
 
 def open_network(name: str, kind: str, seed: int, quick: bool) -> xl.ExitNet:
-    """Return ours, the plain network or a static one, trained (or trained on) at the rate of its part."""
+    """Return ours, the plain network or a static one, trained (or trained on) at the rate of its part, which has to be chosen."""
+    cell = f"{name}/{RATE}-{find_part(name, kind)}"
+    if name in HEADROOM and not quick and cell not in read_results(FOLDER / "static.csv"):
+        raise SystemExit(f"{name}: no rate is chosen. Fix: python -m benchmarks static run {cell}")
     rate = read_rate(name, find_part(name, kind))
     task = set_rate(load_task(name, seed, 96 if quick else 0), rate)
     folder = find_folder(name, kind if rate == 1 else f"{kind}-x{rate:.2g}", seed, quick)

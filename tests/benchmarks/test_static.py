@@ -119,7 +119,13 @@ def test_every_way_and_a_static_network_are_measured_and_timed(tmp_path):
     assert len(static.write_summary(runs)) == 3
     (winner,) = static.write_winners(runs)
     assert "Best rivals: cut 3; chosen of ours: " in winner
-    assert 0 < static.measure_overhead(runs, "photographs", 0, "final", "test")
+    assert static.measure_overhead(runs, "photographs", 0, "final", "test") > 0
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_nothing_is_trained_before_its_rate_is_chosen():
+    with pytest.raises(SystemExit, match=r"Fix: python -m benchmarks static run photographs/rate-cut"):
+        static.measure_candidate("photographs", "cut-b", 0)
 
 
 @pytest.mark.slow
