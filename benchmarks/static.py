@@ -62,7 +62,7 @@ POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our 
 RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless another is so much more accurate
 LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGTLoss(routed=0.5)}
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
-BATCH, SAMPLES, ROUNDS, SECONDS = 250, 512, 15, 60.0
+BATCH, SAMPLES, ROUNDS, SECONDS = 250, 512, 9, 60.0
 TIMED_BATCH, WHOLE_BATCH = 64, 512  # samples in a timed call; on tasks with headroom, of which tuning chooses micro-batches
 EXIT, VALIDATION = "exit ", "validation"
 load_task = lru_cache(maxsize=1)(open_task)  # a cell opens several networks of one task
