@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -35,7 +36,14 @@ def test_as_many_samples_as_fresh_ones_take():
 
 
 @pytest.mark.slow
-def test_more_samples_save_more():
+def test_more_samples_save_more(monkeypatch):
+    tried, calibrate = Counter(), planning._Draws.try_calibration
+
+    def count(draws, units, *rest):
+        tried[units] += 1
+        return calibrate(draws, units, *rest)
+
+    monkeypatch.setattr(planning._Draws, "try_calibration", count)
     plan = xl.plan_samples(REQUEST, random_trace(150), draws=4)
     assert (plan.unit, plan.at_hand, plan.sizes[0].units, plan.sizes[-1].units) == ("samples", 150, 10, 1280)
     assert 150 in [size.units for size in plan.sizes]
@@ -45,6 +53,13 @@ def test_more_samples_save_more():
     assert costs[0] > costs[-1] >= plan.limit_cost - 0.01
     assert all(size.low <= size.cost <= size.high for size in plan.sizes)
     json.dumps(plan.to_dict())
+    sure = [
+        size.units
+        for before, after, size in zip(plan.sizes, plan.sizes[1:], plan.sizes[2:], strict=False)
+        if before.certified == after.certified == 1
+    ]
+    assert sure
+    assert all(tried[units] == (1 if units in sure else 4) for units in tried)
 
 
 @pytest.mark.slow

@@ -85,10 +85,8 @@ def plan_samples(
         steps = _list_sizes(draw.count)
         task = bar.add_task("calibrating on drawn samples", total=sum(steps))
         for number, units in enumerate(steps):
-            rng, is_sure = (
-                torch.Generator().manual_seed(seed + number),
-                [size.certified for size in sizes[-2:]] == [1.0, 1.0],
-            )
+            rng = torch.Generator().manual_seed(seed + number)
+            is_sure = [size.certified for size in sizes[-2:]] == [1.0, 1.0]
             count = math.ceil(draws / 4) if is_sure else draws
             advance = partial(bar.advance, task, units / count)
             outcomes = [draw.try_calibration(units, rng, advance) for _ in range(count)]

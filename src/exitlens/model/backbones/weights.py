@@ -109,8 +109,8 @@ def load_state(backbone: nn.Module, state: State, source: str, wrapper: str = ""
 def restart_classifier(layer: nn.Module) -> None:
     """Draw a linear layer's weights within 1/sqrt(inputs), as PyTorch does.
 
-    EfficientNets begin within 1/sqrt(classes), which is ten times as wide for ten classes: on weights that are trained
-    already, answers begin sure and wrong, and after two epochs 8 to 15 points were missing (docs/guides/pretrained.md).
+    EfficientNets begin within 1/sqrt(classes), ten times as wide for ten classes. On trained weights their first answers
+    are then sure and wrong, which costs fine-tuning many points (docs/guides/pretrained.md).
     """
     if isinstance(layer, nn.Linear):
         layer.reset_parameters()
