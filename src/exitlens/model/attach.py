@@ -37,7 +37,7 @@ from exitlens.model.heads import (
 )
 from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
-from exitlens.types.settings import check_choice
+from exitlens.types.settings import NECK_SHARE, NumberRule, check_choice, check_number
 from exitlens.types.tasks import ANSWERS, CONTINUOUS, TASKS, Task
 
 OtherHead = Callable[[ExitHead], ExitHead]
@@ -54,6 +54,7 @@ def attach(  # noqa: PLR0913
     layout: Kind | None = None,
     placement: Placement = "cost",
     head: HeadKind | None = None,
+    neck_share: float = NECK_SHARE,
     groups: Mapping[str, Sequence[int]] | None = None,
     heads: Mapping[int, OtherHead] | None = None,
     task: Task | None = None,
@@ -79,11 +80,13 @@ def attach(  # noqa: PLR0913
             ``"time"`` that the backbone takes on this machine, measured for 10 s at most and refused if it is too busy.
         head: ``"evidence"``, the default: attention pooling on the features as they are. ``"context"``, the default for one
             class a pixel: a neck before it (:class:`~exitlens.model.heads.ContextNeck`,
-            :class:`~exitlens.model.heads.TokenNeck`) makes early answers much better for some 4 % more cost, and puts all
+            :class:`~exitlens.model.heads.TokenNeck`) makes early answers much better for a little more cost, and puts all
             maps on one grid, if sizes divide. If the last features have fewer than 7 locations a side, the final head reads
             earlier, finer ones too; heads on tokens read those of the first exit beside their own. ``"average"``: average
             pooling, for comparison. ``"skip"``, for vectors: an exit skips to the last stage
             (:class:`~exitlens.model.heads.SkipHead`), so its features have to have the shape of those before that stage.
+        neck_share: share of the backbone's multiply-accumulates that all necks together may take. In small networks 0.04 is
+            a bottleneck of 8 to 24 channels, and early exits gain much from 0.12 (docs/measured/static.md).
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
@@ -109,6 +112,7 @@ def attach(  # noqa: PLR0913
     check_choice("layout", layout, (*KINDS, None))
     check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement, task)
+    check_number("neck_share", neck_share, NumberRule("a share above 0 and up to 1", lambda value: 0 < value <= 1))
     require(end, str, "end", "pass the name of a module, such as 'layer2'")
     require(heads, Mapping | None, "heads", "pass them by their exits, as in {0: MyHead}")
     if end and (final != "head" or isinstance(at, int)):
@@ -137,7 +141,7 @@ def attach(  # noqa: PLR0913
         plain = sum(count_node_macs(pieces.traced).values())
         if plain == 0:
             raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
-        chosen = _make_heads(pieces, num_classes, final, head, plain, named, task)
+        chosen = _make_heads(pieces, num_classes, final, head, neck_share * plain, named, task)
         if end:
             pieces, chosen = replace(pieces, stages=pieces.stages[:-1], features=pieces.features[:-1]), chosen[:-1]
         _replace_heads(chosen, heads or {})
@@ -170,6 +174,7 @@ def attach(  # noqa: PLR0913
         dtypes=dtypes,
         config=config,
         head=head,
+        neck_share=neck_share,
         input_shapes=spec.shapes,
         groups=named,
         task=task,
@@ -262,10 +267,10 @@ def _split_and_verify(
 
 
 def _make_heads(
-    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups, task: Task
+    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, budget: float, groups: Groups, task: Task
 ) -> list[ExitHead]:
     like, count = next(pieces.traced.backbone.parameters()), len(pieces.stages)
-    made = (make_head(pieces, k, num_classes, kind, plain, groups, task) for k in range(count))
+    made = (make_head(pieces, k, num_classes, kind, budget, groups, task) for k in range(count))
     heads = [head.to(like.device, like.dtype) for head in made]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]

@@ -25,7 +25,6 @@ from exitlens.types.tasks import Task
 
 KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
 DEPTH, WIDEST, NARROWEST = 2, 256, 8
-NECK_SHARE = 0.04  # share of the plain backbone's MACs for all necks together
 DENSE_SHRINK, LEAST_DENSE_SIDE = 8, 16  # see choose_dense_side
 TINY = 1e-12
 HIDDEN, MOST = 32, 8.0  # units of the perceptrons that expect errors, and the largest logarithm that they give
@@ -731,15 +730,15 @@ def choose_dense_side(shape: Sequence[int]) -> int:  # (C,H,W)
 
 
 def make_head(
-    pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups, task: Task = "classes"
+    pieces: Pieces, k: int, num_classes: int, kind: HeadKind, budget: float, groups: Groups, task: Task = "classes"
 ) -> ExitHead:
-    """Make one head; its neck may take a share of the plain backbone's multiply-accumulates."""
+    """Make one head; all necks together may take a ``budget`` of multiply-accumulates."""
     if task == "segmentation":
-        return _make_pixel_head(pieces, k, num_classes, kind, plain)
+        return _make_pixel_head(pieces, k, num_classes, kind, budget)
     features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
     channels, layout, size = features.channels, features.layout, features.size
     make = {"regression": NumberHead, "embedding": VectorHead}.get(task, EvidenceHead)
-    is_plane, budget = len(size) >= 2, NECK_SHARE * plain
+    is_plane = len(size) >= 2
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
     if kind == "skip":
@@ -768,7 +767,7 @@ def _make_skip_head(pieces: Pieces, k: int, num_classes: int, task: Task) -> Exi
     return SkipHead(pieces, k)
 
 
-def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int) -> PixelHead:
+def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, budget: float) -> PixelHead:
     features, lateral, count = pieces.features[k], pieces.lateral_at(k), len(pieces.stages)
     channels, layout, size = features.channels, features.layout, features.size
     if len(size) != 2:
@@ -781,7 +780,7 @@ def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, p
     if lateral is not None and min(size) >= min(lateral.size):  # in a decoder
         lateral = None
     grid, beside = (pieces.lateral or pieces.features[-1]).size, lateral.channels if lateral else 0
-    neck = fit_neck(channels, size, grid, NECK_SHARE * plain / (count - pieces.traced.is_dense or 1), beside)
+    neck = fit_neck(channels, size, grid, budget / (count - pieces.traced.is_dense or 1), beside)
     return PixelHead(channels, num_classes, layout, neck, lateral.layout if lateral else None)
 
 

@@ -30,7 +30,7 @@ from exitlens.types import ExitOutput, LossTerms, Policy
 from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocessing
-from exitlens.types.settings import COUNT, check_choice, check_number
+from exitlens.types.settings import COUNT, NECK_SHARE, check_choice, check_number
 from exitlens.types.tasks import BY_LABELS, TASKS, USUAL_SCORES, Task, count_answers, refuse_task
 
 Final = Literal["head", "keep"]
@@ -65,6 +65,7 @@ class NetworkInfo:
     dtypes: tuple[str, ...] = ()  # those of tokens and masks; empty for floats, which have the network's dtype
     config: dict[str, Any] | None = None  # a transformers model's
     head: HeadKind = "evidence"
+    neck_share: float = NECK_SHARE
     map_offsets: tuple[tuple[float, ...], ...] = ()  # how far each exit's map is off its cells, in cells; empty: not at all
     feature_offsets: tuple[tuple[float, ...], ...] = ()  # the same for its features, whose grid a neck may change
     input_shapes: tuple[tuple[int, ...], ...] = ()  # one sample's, for several inputs of different kinds

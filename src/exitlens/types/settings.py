@@ -447,6 +447,8 @@ _TRAINING_NUMBERS = {
     "seed": NumberRule("a whole number from 0 to below 2^40", lambda value: isinstance(value, int) and 0 <= value < 2**40),
 }
 
+NECK_SHARE = 0.04  # of the plain backbone's multiply-accumulates, for all necks together
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -462,6 +464,8 @@ class NetworkSettings:
         placement: Place a number of exits at equal shares of ``cost``, or of measured ``time``.
         groups: Groups of a vector's features, for maps that have a place for each: blood=age|pressure,heart=rate.
         head: Kind of exit heads: ``context`` (with a neck; the default except for vectors), ``evidence`` or ``average``.
+        neck_share: Share of the backbone's multiply-accumulates that all necks together may take; 0.12 makes early exits of
+            small networks better.
         keep_final: Keep the backbone's own classifier as the final exit.
         pretrained: Start from the weights that torchvision, timm or transformers offers for the backbone.
         init_weights: Start from the weights in a local file (a state dict as safetensors or by PyTorch).
@@ -476,6 +480,7 @@ class NetworkSettings:
     placement: Literal["cost", "time"] = "cost"
     groups: str = ""
     head: str = ""
+    neck_share: float = NECK_SHARE
     keep_final: bool = False
     pretrained: bool = False
     init_weights: Path | None = None

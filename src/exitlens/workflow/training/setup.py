@@ -173,6 +173,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
         end=settings.end,
         placement=settings.placement,
         head=settings.head or train.modality.head,  # type: ignore[arg-type]
+        neck_share=settings.neck_share,
         groups=read_groups(settings.groups, train.preprocess) if settings.groups else None,
         task=None if train.task in BY_LABELS else train.task,
     )
