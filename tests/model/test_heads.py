@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import exitlens as xl
+from exitlens.errors import InputError
+from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.heads import (
     AverageHead,
@@ -102,6 +104,23 @@ def test_average_head_leaves_padding_out():
     assert (out.attention[1, 2:] == 0).all()
     torch.testing.assert_close(out.evidence.sum(2) + head.classifier.bias, out.logits)
     torch.testing.assert_close(head.with_attention(features, mask)[1], out.attention)
+
+
+def test_necks_take_no_more_than_their_share(tmp_path):
+    backbone, x = SmallResNet(10, 3, 16, (24, 48, 64, 64)).eval(), torch.randn(2, 3, 32, 32)
+    at = ["layer1", "layer2", "layer3"]
+    usual, wide = (xl.attach(backbone, at, 10, x, head="context", neck_share=share) for share in (0.04, 0.12))
+    assert [head.neck.width for head in usual.heads[:3]] == [8, 16, 16]
+    assert [head.neck.width for head in wide.heads[:3]] == [32, 40, 40]
+    plain = xl.attach(backbone, at, 10, x)
+    assert 0.09 < wide.head_share - plain.head_share < 0.12
+    xl.save(wide, None, tmp_path / "wide")
+    again, _ = xl.load(tmp_path / "wide", backbone=SmallResNet(10, 3, 16, (24, 48, 64, 64)))
+    assert again.info.neck_share == 0.12
+    torch.testing.assert_close(again.eval()(x)[0].logits, wide(x)[0].logits)
+    for wrong in (0.0, 1.5, "much"):
+        with pytest.raises(InputError, match="neck_share: expected a share above 0 and up to 1"):
+            xl.attach(backbone, at, 10, x, neck_share=wrong)
 
 
 @pytest.mark.parametrize(("side", "grid"), [(32, (8, 8)), (16, (8, 8))])
