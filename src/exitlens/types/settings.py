@@ -464,7 +464,7 @@ class NetworkSettings:
         placement: Place a number of exits at equal shares of ``cost``, or of measured ``time``.
         groups: Groups of a vector's features, for maps that have a place for each: blood=age|pressure,heart=rate.
         head: Kind of exit heads: ``context`` (with a neck; the default except for vectors), ``evidence`` or ``average``.
-        neck_share: Share of the backbone's multiply-accumulates that all necks together may take; 0.12 makes early exits of
+        neck_share: Share of the backbone's multiply-accumulates that all necks together may take; 0.09 makes early exits of
             small networks better.
         keep_final: Keep the backbone's own classifier as the final exit.
         pretrained: Start from the weights that torchvision, timm or transformers offers for the backbone.
