@@ -225,7 +225,8 @@ def train_kind(task: Task, name: str, kind: str, seed: int, quick: bool, folder:
     if kind in LOSSES:
         return train_by(LOSSES[kind], task, seed, folder)[0]
     teacher = open_network(name, PLAIN, seed, quick)
-    net = build_network(task, seed, exits=True, neck_share=WIDE) if kind == TAUGHT else CANDIDATES[name][kind].build(task, seed)
+    build = partial(build_network, exits=True, neck_share=WIDE) if kind == TAUGHT else CANDIDATES[name][kind].build
+    net = build(task, seed)
     loss = LOSSES[EGT if kind == TAUGHT else PLAIN] or xl.EGTLoss(weight=0.0)
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
     with lock(folder):
@@ -317,8 +318,9 @@ def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
     nets = {EXITS: open_network(name, EGT, seed, quick)}
     if name in HEADROOM:
-        nets |= {kind: open_network(name, kind, seed, quick) for kind in list_more(seed) if quick or f"{name}/{kind}-{seed}" in done}
-        nets |= open_cascades(name, seed, quick) if quick or f"{name}/{CASCADE}-{seed}" in done else {}
+        there = [kind for kind in (*list_more(seed), CASCADE) if quick or f"{name}/{kind}-{seed}" in done]
+        nets |= {kind: open_network(name, kind, seed, quick) for kind in there if kind != CASCADE}
+        nets |= open_cascades(name, seed, quick) if CASCADE in there else {}
     ways, samples = {way: open_way(net, full, task) for way, net in nets.items()}, TIMED_BATCH if quick else SAMPLES
     batch = WHOLE_BATCH if name in HEADROOM else TIMED_BATCH
     batches = draw_batches(task, samples, batch)

@@ -54,7 +54,10 @@ if TYPE_CHECKING:
     from exitlens.trackers import TrainingCallback
 
 READING = "columns group_by root skip_bad workers cache"
-NETWORK = {"Network": "backbone exits end placement groups head neck_share keep_final pretrained init_weights normalise strict_weights"}
+NETWORK = {
+    "Network": "backbone exits end placement groups head neck_share keep_final pretrained init_weights normalise "
+    "strict_weights",
+}
 TRAINING = {
     "Training": "epochs batch_size learning_rate freeze_backbone rely_on seed",
     "More about training": (

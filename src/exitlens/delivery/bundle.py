@@ -336,8 +336,8 @@ def _build(info: NetworkInfo, backbone: Backbone, heads: Mapping[int, OtherHead]
     example = info.example(next(backbone.parameters()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
-        shape: dict[str, Any] = {"final": info.final, "end": info.end, "layout": info.layout, "head": info.head}
-        shape |= {"neck_share": info.neck_share, "groups": dict(info.groups) or None, "task": None if info.task in BY_LABELS else info.task}
+        shape: dict[str, Any] = {name: getattr(info, name) for name in ("final", "end", "layout", "head", "neck_share")}
+        shape |= {"groups": dict(info.groups) or None, "task": None if info.task in BY_LABELS else info.task}
         return attach(backbone, info.at, info.num_classes, example, heads=heads, **shape)
 
 
