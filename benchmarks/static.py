@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import compress, product
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ from benchmarks.truth import (
 from exitlens.data.sets import SampleSet
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.timing import Work, describe_machine, interleave
+from exitlens.model.timing import Times, Work, describe_machine, interleave
 from exitlens.types.inputs import Inputs, split_rows
 from exitlens.types.settings import RECIPES
 
@@ -64,7 +64,8 @@ RATES, CLEARLY = (0.33, 1.0, 3.0), 0.005  # of the recipe's, which counts unless
 LOSSES = {**{name: CONDITIONS[name][0] for name in (PLAIN, EGT)}, ROUTED: xl.EGTLoss(routed=0.5)}
 FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
 BATCH, SAMPLES, ROUNDS, SECONDS = 250, 512, 9, 60.0
-TIMED_BATCH, WHOLE_BATCH = 64, 512  # samples in a timed call; on tasks with headroom, of which tuning chooses micro-batches
+TIMED_BATCH, WHOLE_BATCH = 64, 512  # samples in a timed call, and on tasks with headroom
+MICRO_BATCHES = (16, 64, 0)  # of which each network's best counts; 0: the whole call
 EXIT, VALIDATION = "exit ", "validation"
 load_task = lru_cache(maxsize=1)(open_task)  # a cell opens several networks of one task
 
@@ -310,9 +311,9 @@ def describe_right(right: Tensor) -> Tree:  # (N,) bool
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
-    """Time all networks on one core, tuned alike and in turn: ours whose cells are there, and the static ones.
+    """Time all networks on one core, in one form and in turn: ours whose cells are there, and the static ones.
 
-    Static ones need no training, since weights change no time.
+    Each counts with its best micro-batch, of all rounds together. Static ones need no training, since weights change no time.
     """
     done = read_results(FOLDER / "static.csv")
     task, full = load_task(name, seed, 96 if quick else 0), open_network(name, PLAIN, seed, quick)
@@ -325,9 +326,13 @@ def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     batch = WHOLE_BATCH if name in HEADROOM else TIMED_BATCH
     batches = draw_batches(task, samples, batch)
     with pin_threads(1):
-        works = make_works(task, list_candidates(name, seed), ways, seed, batches, 0.2 if quick else 4.0)
-        times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
-        facts = {"machine": describe_machine(1), "batch": batch, "samples": samples, "rounds": len(times.rounds[FULL])}
+        made = make_works(task, list_candidates(name, seed), ways, seed, batches, 0.2 if quick else 4.0)
+        every = {f"{work}@{size}": run for size, runs in made.items() for work, run in runs.items()}
+        tried = interleave(every, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
+    works = made[0]
+    sizes = {work: min(MICRO_BATCHES, key=lambda size: median(tried.seconds(f"{work}@{size}"))) for work in works}
+    times = Times({work: tried.rounds[f"{work}@{size}"] for work, size in sizes.items()})
+    facts = {"machine": describe_machine(1), "batch": batch, "samples": samples, "rounds": len(times.rounds[FULL])}
     measured: Tree = {**facts, "ms": {}, "exit_share": {}, "ways": {}, "full_over": {}}
     for work in works:
         ms, ratio = times.summary(work, samples)["ms"], times.ratio(FULL, work)
@@ -359,26 +364,32 @@ def make_works(
     seed: int,
     batches: Mapping[str, Sequence[Inputs]],
     seconds: float,
-) -> dict[str, Work]:
-    """Make the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the full and the static networks.
+) -> dict[int, dict[str, Work]]:
+    """Make, for each micro-batch, the works WAY|POINT|DATA of ways to route, "exit K" of our exits alone, and those of the others.
 
-    All have the full network's tuning. Tuned each by itself, the same layers took up to a quarter more time in one network than
-    in another.
+    All have the form that tuning the full network chooses. Tuned each by itself, the same layers took up to a quarter more time
+    in one network than in another.
     """
     first, full = next(iter(batches.values())), build_network(task, seed, exits=False)
-    tuning = full.eval().tune(first[0], precision="float32", seconds=seconds, backend="torch")
-    kept, works = tuning.keep_memory, dict[str, Work]()
-    for name, way in ways.items():
-        net = copy.deepcopy(way.net)
-        net.tuning = tuning
-        for point, policy in way.policies.items():
-            answers = partial(xl.predict, net, policy=policy)
-            works |= {f"{name}|{point}|{part}": time_calls(answers, rows, kept) for part, rows in batches.items()}
-            if (name, point) == (EXITS, FINAL):
-                works |= {f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first, kept) for k in range(net.num_exits)}
-    for name, net in ({FULL: full} | {name: candidate.make(task).eval() for name, candidate in candidates.items()}).items():
-        net.tuning = tuning
-        works[name] = time_calls(partial(answer_at, net, 0), first, kept)
+    form = full.eval().tune(first[0], precision="float32", seconds=seconds, backend="torch")
+    kept, works = form.keep_memory, dict[int, dict[str, Work]]()
+    others = {FULL: full} | {name: candidate.make(task).eval() for name, candidate in candidates.items()}
+    for size in MICRO_BATCHES:
+        tuned = works[size] = {}
+        for name, way in ways.items():
+            net = copy.deepcopy(way.net)
+            net.tuning = replace(form, micro_batch=size)
+            for point, policy in way.policies.items():
+                answers = partial(xl.predict, net, policy=policy)
+                tuned |= {f"{name}|{point}|{part}": time_calls(answers, rows, kept) for part, rows in batches.items()}
+                if (name, point) == (EXITS, FINAL):
+                    tuned |= {
+                        f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first, kept) for k in range(net.num_exits)
+                    }
+        for name, other in others.items():
+            net = copy.deepcopy(other)
+            net.tuning = replace(form, micro_batch=size)
+            tuned[name] = time_calls(partial(answer_at, net, 0), first, kept)
     return works
 
 
