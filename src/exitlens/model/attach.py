@@ -85,8 +85,8 @@ def attach(  # noqa: PLR0913
             earlier, finer ones too; heads on tokens read those of the first exit beside their own. ``"average"``: average
             pooling, for comparison. ``"skip"``, for vectors: an exit skips to the last stage
             (:class:`~exitlens.model.heads.SkipHead`), so its features have to have the shape of those before that stage.
-        neck_share: share of the backbone's multiply-accumulates that all necks together may take. In small networks 0.04 is
-            a bottleneck of 8 to 24 channels, and early exits gain much from 0.09 (docs/measured/static.md).
+        neck_share: share of the backbone's multiply-accumulates that all necks of context heads together may take. In small
+            networks 0.04 is a bottleneck of 8 to 24 channels; docs/measured/static.md tries 0.09.
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
