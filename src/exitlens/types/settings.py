@@ -464,8 +464,8 @@ class NetworkSettings:
         placement: Place a number of exits at equal shares of ``cost``, or of measured ``time``.
         groups: Groups of a vector's features, for maps that have a place for each: blood=age|pressure,heart=rate.
         head: Kind of exit heads: ``context`` (with a neck; the default except for vectors), ``evidence`` or ``average``.
-        neck_share: Share of the backbone's multiply-accumulates that all necks of context heads together may take; more than the
-            default is for small networks.
+        neck_share: Share of the backbone's multiply-accumulates that all necks of context heads together may take; more
+            than the default is for small networks.
         keep_final: Keep the backbone's own classifier as the final exit.
         pretrained: Start from the weights that torchvision, timm or transformers offers for the backbone.
         init_weights: Start from the weights in a local file (a state dict as safetensors or by PyTorch).
