@@ -260,20 +260,25 @@ def draw_certificates(trace: xl.Trace, limits: Mapping[str, Mapping[str, Any]], 
 
 
 def measure_times(task: str, name: str, seed: int, quick: bool = False) -> Tree:
-    """Time images on one core, all networks tuned and in turn; static ones need no training, since weights change no time."""
+    """Time images on one core, all networks in turn and in the form that suits the full one.
+
+    Static ones need no training, since weights change no time.
+    """
     data, backbone = TASKS[task](seed, quick), BACKBONES[name]
     net = train(task, name, EXITS, seed, data, quick)
     policy, measured = certify(net, data), Tree(machine=describe_machine(1))
     images = data.test.first(16 if quick else SAMPLES).inputs
+    make = partial(build, name, classes=len(data.train.classes), example=images[:1], seed=seed)
     with pin_threads(1):
         for size in BATCHES:
             batches = split_rows(images, size)
+            nets = {kind: net if kind == EXITS else make(kind).eval() for kind in list_kinds(backbone)}
+            form = nets[FULL].tune(batches[0], precision="float32", seconds=0.2 if quick else 4.0, backend="torch")
             works: dict[str, Work] = {}
-            for kind in list_kinds(backbone):
-                other = net if kind == EXITS else build(name, kind, len(data.train.classes), images[:1], seed).eval()
-                other.tune(batches[0], precision="float32", seconds=0.2 if quick else 4.0, backend="torch")
+            for kind, other in nets.items():
+                other.tuning = replace(form, micro_batch=0)  # the whole batch
                 run = partial(xl.predict, net, policy=policy) if kind == EXITS else partial(answer_at, other, 0)
-                works[kind] = time_calls(run, batches, other.tuning.keep_memory)
+                works[kind] = time_calls(run, batches, form.keep_memory)
             times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
             measured[f"batch {size}"] = {
                 "ms": {kind: times.summary(kind, len(images))["ms"] for kind in works},
