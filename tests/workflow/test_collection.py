@@ -40,6 +40,19 @@ def test_traces_record_the_networks_outputs(net, images):
     assert (trace.similarity["cc"][:, -1] > 0.999).all()
 
 
+def test_few_large_maps_are_compared_at_once(net, tiny_set, monkeypatch):
+    whole, most, sizes = xl.collect(net, tiny_set), 7 * net.num_exits * 64, []
+    original = collection.transplant
+    monkeypatch.setattr(collection, "COMPARED", most)
+    monkeypatch.setattr(collection, "transplant", lambda other, maps: sizes.append(maps.numel()) or original(other, maps))
+    trace = xl.collect(net, tiny_set)
+    assert len(sizes) > net.num_exits
+    assert max(sizes) * net.num_exits <= most
+    for kind in ("similarity", "null", "uniform_null"):
+        for name, values in getattr(whole, kind).items():
+            torch.testing.assert_close(getattr(trace, kind)[name], values)
+
+
 def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(collection, "measure_exits", lambda *words: asked.append(words) or make_timing())

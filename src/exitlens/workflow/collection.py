@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,7 +36,7 @@ from exitlens.types.tiles import Tiles
 from exitlens.types.traces import AnswerSummary, Logits, LogitsSummary, PixelSummary, hash_rows
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
-ROWS = 1 << 15  # samples whose maps are compared at once
+COMPARED = 1 << 22  # locations of all exits' maps that are compared at once
 FILE = "trace.safetensors"  # in a trace_dir
 SAME = 0.99  # of the samples, when they are read again: batches of another size may change the last digits
 LARGEST_DENSE = 16  # batch of networks that answer one class a pixel
@@ -379,7 +380,8 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
         for name, measure in MEASURES.items():
             store.add(f"{kind} {name}", torch.stack([measure(*pair) for pair in pairs], 1))
 
-    parts = torch.arange(len(partner)).split(ROWS)
+    locations = sum(math.prod(shape) for shape in shapes)  # of one sample
+    parts = torch.arange(len(partner)).split(max(1, COMPARED // locations))
     for rows in track(parts, "comparing maps") if progress and len(parts) > 1 else parts:
         early, final = [part[rows] for part in maps], [part[rows] for part in finals]
         others = [part[partner[rows]] for part in finals]
