@@ -24,6 +24,7 @@ from benchmarks.results import Runs, Tree
 from benchmarks.static import FULL, TIME, interpolate
 from benchmarks.tasks import build_pretrained
 from benchmarks.traces import read_peak_memory
+from benchmarks.truth import lock
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.pixels import measure_mean_iou
 from exitlens.functional.risk import list_risks
@@ -192,9 +193,9 @@ def train(task: str, name: str, kind: str, seed: int, data: Data, quick: bool = 
     settings |= {"epochs": 1} if quick else {}
     settings |= {} if kind == EXITS else {"loss": xl.EGTLoss(weight=0.0)}
     settings |= {} if kind == FULL else {"teacher": train(task, name, FULL, seed, data, quick)}
-    xl.fit(
-        net, data.train, data.validation, augment="flip", seed=seed, out_dir=folder, resume=True, progress=False, **settings
-    )
+    settings |= {"augment": "flip", "seed": seed, "out_dir": folder, "resume": True, "progress": False}
+    with lock(folder):  # cells that run in parallel may need the same network
+        xl.fit(net, data.train, data.validation, **settings)
     return net.eval()
 
 
