@@ -39,6 +39,7 @@ def test_networks_that_cannot_be_built_elsewhere_are_refused(tmp_path):
         log_model(make_net(), None)
 
 
+@pytest.mark.slow
 def test_a_table_of_answers_has_what_predict_answers():
     pytest.importorskip("pandas")
     model = make_model()
@@ -74,6 +75,7 @@ def test_raw_samples_are_read_as_elsewhere():
     assert model.predict(rows).equals(model.predict(inputs.numpy()))
 
 
+@pytest.mark.slow
 def test_raw_samples_need_a_way_to_become_inputs():
     pandas = pytest.importorskip("pandas")
     net = xl.attach("small", 2, 2, torch.zeros(1, 3, 32, 32)).eval()

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from scripts.architecture import parse
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,7 @@ def test_no_stumbling_words():
     assert not [f"{path.relative_to(ROOT)}:{i}: {line}" for path, i, line in lines if WORDS.search(line)]
 
 
+@pytest.mark.slow
 def test_docstrings_begin_with_a_subject_or_a_verb_and_names_say_something():
     assert not [f"{path.relative_to(ROOT)}:{text}" for path in CODE for text in list_stumbles(parse(path))]
 

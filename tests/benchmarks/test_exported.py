@@ -106,6 +106,7 @@ def test_maps_of_others_are_judged_as_faithfulness_judges_ours(net):
         assert judged[name]["insertion_share"][0] == pytest.approx(attention.insertion_share[k], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_makers_agree_where_libraries_compute_the_same(net, images):
     pytest.importorskip("torchcam")  # of the extra benchmark
     x = images[:4]

@@ -130,6 +130,7 @@ def test_both_networks_take_steps(monkeypatch):
     assert measured["ratio"][1] <= measured["ratio"][0] <= measured["ratio"][2]
 
 
+@pytest.mark.slow
 def test_a_picture_of_several_drawings_has_a_class_for_each_pixel(monkeypatch, tmp_path):
     shown = [DRAWINGS[0], DRAWINGS[12]]  # a red cat under a blue dog
     picture, mask = drawings.make_scene(shown, ["cat", "dog"], 3, 64)

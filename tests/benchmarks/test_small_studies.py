@@ -57,6 +57,7 @@ def test_scaled_compact_logits_are_those_of_scaled_logits():
     assert len(set(trace.hash_samples())) == 700
 
 
+@pytest.mark.slow
 def test_maps_on_garments_are_judged_by_every_way_to_delete(net):
     images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     maps = {"blind": [torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(k)) for k in range(3)]}
@@ -322,6 +323,7 @@ def test_the_largest_running_share_counts_from_some_answers_on():
     assert adapting.write_tables(runs)[2].startswith("| scenes/steady | 2 | 50.0 | 100.0 | 0.020 |")
 
 
+@pytest.mark.slow
 def test_rivals_of_thresholds_that_adapt_answer_a_stream():
     trace = random_trace(2000, seed=0)
     policy = xl.Policy((0.5,) * (trace.num_exits - 1))

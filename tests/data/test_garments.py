@@ -13,6 +13,7 @@ from exitlens.data.splits import SPLITS
 IMAGES = Path(exitlens_demo_data.__file__).parent
 
 
+@pytest.mark.slow
 def test_splits_are_balanced_disjoint_and_of_the_promised_size():
     sizes = {"train": 12_000, "validation": 1_000, "calibration": 2_000, "test": 3_000}
     seen: set[bytes] = set()

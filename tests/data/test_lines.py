@@ -163,6 +163,7 @@ def test_a_file_by_hand(tmp_path):
     assert torch.equal(again.series[1], found.series[1])
 
 
+@pytest.mark.slow
 def test_the_same_as_aeon(tmp_path):
     loaders = pytest.importorskip("aeon.datasets")
     for text in (TS, make_ts(7)):

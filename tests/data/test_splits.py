@@ -55,6 +55,7 @@ def test_every_group_is_in_one_part_and_every_class_in_all():
     assert torch.equal(moved, parts[shuffled])  # whatever the order of the samples
 
 
+@pytest.mark.slow
 def test_a_group_has_the_same_chances_whatever_its_size():
     sizes = torch.tensor([1] * 18 + [40, 50])
     groups = torch.arange(20).repeat_interleave(sizes)

@@ -55,6 +55,7 @@ class Doubled(AverageHead):
         return super().features(*activations).repeat(1, 2, 1, 1)
 
 
+@pytest.mark.slow
 def test_heads_of_the_users_own(tmp_path, images):
     net = xl.attach(TinyNet(), ["a", "b"], 4, images, heads={1: Doubled}).eval()
     usual = xl.attach(TinyNet(), ["a", "b"], 4, images, head="average")

@@ -73,6 +73,7 @@ def test_it_names_the_architecture_of_a_transformers_model(tmp_path):
     assert "- **Network:** the architecture bert of transformers, with early exits after" in card.text
 
 
+@pytest.mark.slow
 def test_a_cascade_is_named_by_its_members(tmp_path):
     pair = [xl.attach("small", [], 4, torch.zeros(1, 3, size, size)) for size in (16, 32)]
     card = read(xl.save(xl.cascade(pair), None, tmp_path / "b", card=True))

@@ -322,6 +322,7 @@ def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny
 
 
 @pytest.mark.parametrize("numbers", [2, 0], ids=["numbers", "vectors"])
+@pytest.mark.slow
 def test_numbers_and_vectors_have_distances_instead_of_accuracies(numbers, tmp_path):
     pixels = torch.randint(0, 255, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     labels = torch.tensor([50.0, 0.0]) + torch.arange(48.0).view(24, 2) if numbers else torch.zeros(24, 0)

@@ -302,6 +302,7 @@ def test_a_certificate_counts_groups():
     assert again == policy
 
 
+@pytest.mark.slow
 def test_only_membership_of_groups_matters():
     trace = grouped(size=6)
     renamed = replace(trace, groups=trace.groups * 3 - 10)

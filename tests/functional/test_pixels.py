@@ -25,6 +25,7 @@ def images(draw):
 
 
 @given(images())
+@pytest.mark.slow
 def test_counts_and_measures_are_those_of_loops_over_pixels(given_images):
     answers, labels, classes = given_images
     counts = pixels.count_confusion(answers, labels.to(torch.uint8), classes)

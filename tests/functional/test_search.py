@@ -175,6 +175,7 @@ def test_a_looser_limit_is_not_refused_for_its_time(limit):
     assert record.held_out["max_accuracy_drop"] <= limit
 
 
+@pytest.mark.slow
 def test_policies_that_a_budget_asks_for_are_proposed():
     """None may go to the final exit, which takes too long."""
     policy = xl.calibrate(timed_trace(400), max_accuracy_drop=0.2, max_ms=5.0, percentile=100, folds=5)

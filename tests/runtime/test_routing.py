@@ -29,6 +29,7 @@ thresholds = st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.5, math.inf])
     gated=st.booleans(),
 )
 @settings(deadline=None, max_examples=100)
+@pytest.mark.slow
 def test_the_decision_rule_is_the_librarys(seed, limits, kind, hot, gated):
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(30, 3, 5, generator=rng)

@@ -49,6 +49,7 @@ def test_a_circle_is_told():
         architecture.find_layers({"a": make_room("a", "b"), "b": make_room("b", "a")})
 
 
+@pytest.mark.slow
 def test_rooms_of_the_package():
     rooms = architecture.read_rooms()
     assert rooms["functional"].says == "Pure functions of tensors: no state, no files, no networks."

@@ -311,6 +311,7 @@ def test_the_shadow_takes_its_share_of_samples_and_only_of_the_own_policy(model,
         assert few <= len(watch._shadowed) <= many
 
 
+@pytest.mark.slow
 def test_thresholds_adapt_to_requests_without_terms_of_their_own(model, images, send, tmp_path):
     adapting = Adapting(adapt=0.3, audit=0.5, warm_up=200, state=tmp_path)
     adapted = adapt(model, adapting)

@@ -137,6 +137,7 @@ def test_what_an_exit_follows_to_no_class_is_no_cue():
     assert xl.find_cues(net, data, samples=COUNT).cues == ()
 
 
+@pytest.mark.slow
 def test_a_channel_and_its_level_are_found_first(tmp_path):
     net, data = make_series("cue")
     result = xl.find_cues(net, data, samples=COUNT)

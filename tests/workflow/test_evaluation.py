@@ -153,6 +153,7 @@ def test_the_sweep_goes_from_cheap_to_good():
     assert unlabelled[-1].agreement.value > 0.9
 
 
+@pytest.mark.slow
 def test_swept_policies_perform_as_stated_on_the_other_half():
     trace = random_trace(600)
     rows = torch.randperm(600, generator=torch.Generator().manual_seed(0))[300:]

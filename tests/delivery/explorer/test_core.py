@@ -41,6 +41,7 @@ def test_an_answer_is_that_of_explain(explorer):
     assert "://" not in page
 
 
+@pytest.mark.slow
 def test_moved_thresholds_decide_and_promise_nothing(explorer):
     picture = noise()
     for thresholds, exit_index in (((0.0, 0.5, 0.5), 0), ((math.inf, 0.0, 0.5), 1), ((math.inf,) * 3, 3)):

@@ -71,6 +71,7 @@ def test_streams_made_to_break_the_promise_do_not(seed, micro_batch):
     assert play(xl.Adaptive(xl.Policy((0.9, 0.9)), **options), swinging, micro_batch) <= 0
 
 
+@pytest.mark.slow
 def test_many_samples_at_once_leave_as_early_as_few():
     adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05, seed=0)
     running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())

@@ -424,6 +424,7 @@ def test_networks_without_maps_and_losses_of_other_arguments_are_refused(tiny_se
         xl.fit(make_net(), tiny_set, tiny_set, rely_on="maps", **QUICK)
 
 
+@pytest.mark.slow
 def test_features_of_a_frozen_backbone_are_not_kept(tiny_set, capsys):
     xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", freeze_backbone=True, **QUICK | {"progress": True})
     assert "what a map leaves out is exchanged anew" in capsys.readouterr().out

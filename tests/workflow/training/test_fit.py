@@ -141,6 +141,7 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
         assert stop.value.__notes__ == notes
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
     options = QUICK | {"out_dir": tmp_path / "r"}
     xl.fit(fresh(), tiny_set, tiny_set, **options)
@@ -303,6 +304,7 @@ def test_the_gradient_is_clipped_and_the_last_step_takes_the_batches_that_are_le
     assert 0 < result.history[0]["loss"]["total"] < 3
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_validated_saved_and_kept(tiny_set, tmp_path):
     net, plain = fresh(), fresh()
     result = xl.fit(net, tiny_set, tiny_set, ema=0.9, out_dir=tmp_path / "r", **QUICK)
