@@ -422,7 +422,8 @@ def test_static_rivals_of_segmentation_are_the_network_cut_or_narrower():
     exits = nets["exits"]
     assert [net.num_exits for net in nets.values()] == [1, 4, 1, 1]
     assert nets["cut-1"](example)[0].logits.shape == (1, 4, 64, 64)
-    assert float(nets["cut-1"].cost[0]) == pytest.approx(float(exits.cost[1]), rel=0.05)
+    assert nets["cut-1"].head(0).neck.width == exits.head(1).neck.width
+    assert exits.cost[0] < nets["cut-1"].cost[0] < exits.cost[1]  # which has the head of exit 0, too
     weights = {kind: sum(p.numel() for p in net.parameters()) for kind, net in nets.items()}
     assert weights["narrow-50"] < 0.3 * weights["full"] < weights["cut-1"] < weights["exits"]
 

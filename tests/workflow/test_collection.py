@@ -234,7 +234,7 @@ def test_a_trace_dir_is_made_and_keeps_the_trace(net, tiny_set, tmp_path):
 def test_large_columns_wait_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
     in_memory = xl.collect(net, tiny_set, batch_size=7, compact=compact)
     monkeypatch.setattr(collection, "RowStore", lambda folder: io.RowStore(folder, 1000))
-    monkeypatch.setattr(collection, "ROWS", 9)
+    monkeypatch.setattr(collection, "COMPARED", 9 * 3 * 64)
     on_disk = xl.collect(net, tiny_set, batch_size=7, compact=compact, trace_dir=tmp_path / "new")
     assert_equal_traces(on_disk, in_memory)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["trace.safetensors"]
