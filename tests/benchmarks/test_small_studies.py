@@ -432,17 +432,20 @@ def test_segmentation_is_judged_at_equal_time():
     kinds = segmentation.list_kinds(segmentation.BACKBONES["unet"])
     ious = dict(zip(kinds, (0.8, 0.8, 0.6, 0.7, 0.3, 0.4), strict=True))  # full, exits, narrow 50 71, cut 0 1
     ms = dict(zip(kinds, (10.0, 4.0, 3.0, 5.0, 2.5, 3.5), strict=True))
+    points = {"final": {"mean_iou": 0.79}, "full": {"mean_iou": 0.78}}
     runs = {
-        f"scenes/unet-{kind}-{seed}": {"validation": ious[kind], "ious": [ious[kind]], "routed": 0.79}
+        f"scenes/unet-{kind}-{seed}": {"validation": ious[kind], "ious": [ious[kind]], "points": points}
         for kind in kinds
         for seed in range(2)
     }
-    times = {"ms": {kind: [value] for kind, value in ms.items()}, "speed": [2.5]}
+    ms |= {f"exits {to}": ms["exits"] for to in points}
+    times = {"ms": {kind: [value] for kind, value in ms.items() if kind != "exits"}, "speed": {to: [2.5] for to in points}}
     runs |= {f"scenes/unet-time-{seed}": {f"batch {size}": times for size in segmentation.BATCHES} for seed in range(2)}
     promises = {promise.key: promise for promise in segmentation.list_promises(runs)}
-    assert promises["segmentation|scenes|unet|lost"].measured == pytest.approx(1.0)
-    assert promises["segmentation|scenes|unet|speed|1"].state == "kept"
-    gain = promises["segmentation|scenes|unet|gain|16"].measured  # at 4 ms static ones have 0.65, between 3 and 5 ms
+    assert promises["segmentation|scenes|unet|final|lost"].measured == pytest.approx(1.0)
+    assert promises["segmentation|scenes|unet|full|lost"].measured == pytest.approx(2.0)
+    assert promises["segmentation|scenes|unet|full|speed|1"].state == "kept"
+    gain = promises["segmentation|scenes|unet|final|gain|16"].measured  # at 4 ms static ones have 0.65, between 3 and 5 ms
     assert gain == pytest.approx(14.0)
 
 
