@@ -197,6 +197,7 @@ def test_everything_is_named_and_reachable(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.long  # tests/delivery/explorer/test_interface.py has the same without a browser
 def test_texts_are_shaded_token_by_token(browser, tmp_path):
     bundle = save_texts(tmp_path, xl.Policy((0.99, 0.99)))
     with (
