@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -278,7 +279,10 @@ def find_middle(trace: xl.Trace) -> float:
 
 
 def measure_times(seed: int, quick: bool = False) -> Tree:
-    """Time sentences on one core, all networks in turn; static ones need no training, since weights change no time."""
+    """Time sentences on one core, all networks in turn and in the form that suits the full one.
+
+    Static ones need no training, since weights change no time.
+    """
     data = load_sentences(seed, quick)
     net = train_exits(seed, data, quick)
     nets, never = {EXITS: net}, xl.Policy.never(2, score=VECTOR_SCORES[0])  # an exit that never answers is not computed
@@ -294,11 +298,10 @@ def measure_times(seed: int, quick: bool = False) -> Tree:
         for size in BATCHES:
             batches: list[Inputs] = split_rows(inputs, size)
             arrays = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches]  # type: ignore[union-attr]
+            form = nets[FULL].tune(batches[0], precision="float32", seconds=0.2 if quick else 4.0, backend="torch")
             works: dict[str, Work] = {}
             for kind, other in nets.items():
-                other.tune(
-                    batches[0], policy=policies[kind], precision="float32", seconds=0.2 if quick else 4.0, backend="torch"
-                )
+                other.tuning = replace(form, micro_batch=0)  # the whole batch
                 answer = partial(xl.predict, other, policy=policies[kind])
                 works[f"{TORCH}|{kind}"] = time_calls(answer, batches, other.tuning.keep_memory)
                 works[f"{ONNX}|{kind}"] = time_calls(runtimes[kind].predict, arrays)

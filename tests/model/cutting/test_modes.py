@@ -1,10 +1,11 @@
+import logging
 from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
-from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state
+from exitlens.model.cutting.modes import fill_zero_parameters, mute, preserve_state
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 
@@ -51,3 +52,11 @@ def test_what_a_forward_put_into_a_list_or_dict_is_taken_out_again(backbone):
     assert (cache, seen) == ({"first": 1}, [1])
     assert backbone.cache is cache
     assert backbone.seen is seen
+
+
+def test_a_muted_logger_says_nothing_and_then_what_it_said(caplog):
+    with mute("another.library"):
+        logging.getLogger("another.library.folding").warning("it cannot be simplified")
+    assert not caplog.records
+    logging.getLogger("another.library.folding").warning("it cannot be simplified")
+    assert len(caplog.records) == 1

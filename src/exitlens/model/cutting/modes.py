@@ -1,15 +1,28 @@
-"""Contexts that use a module and leave it as it was: its mode, its attributes, its buffers, its parameters."""
+"""Contexts that use a module (or a logger) and leave it as it was: its mode, its attributes, its buffers, its parameters."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+
+@contextmanager
+def mute(name: str) -> Iterator[None]:
+    """Keep what a logger of another library says about its own work from our users."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import logging
 import operator
 import threading
 import traceback
@@ -24,7 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from exitlens.errors import AttachError, first_line
 from exitlens.model._torch_compat import FAKE_TENSOR, is_mutating_operation, keeps_shape, use_fake_tensors
-from exitlens.model.cutting.modes import preserve_state, read_lengths_as_sizes, switch_mode
+from exitlens.model.cutting.modes import mute, preserve_state, read_lengths_as_sizes, switch_mode
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors
 
 _IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
@@ -425,10 +424,8 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
     tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
     wrapped, shapes = _LogitsOnly(backbone, list_input_names(example)), (tuple({0: batch} for _ in tensors),)
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     with ExitStack() as stack, preserve_state(backbone), switch_mode(backbone, True), switch_mode(backbone, training):
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL)  # where torch.export fails, it prints its graph
+        stack.enter_context(mute("torch.fx.experimental.symbolic_shapes"))  # where torch.export fails, it prints its graph
         stack.enter_context(redirect_stderr(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)  # of PyTorch's own RNNs

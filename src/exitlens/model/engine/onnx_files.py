@@ -21,6 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from exitlens.errors import EngineError, ExportError, first_line, import_extra
 from exitlens.functional.routing import needs_head
+from exitlens.model.cutting.modes import mute
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Asked, Engine, Step
 from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
@@ -143,7 +144,7 @@ def write_module(
     names = [*outputs, *(f"{rest}_{i}" for i in range(len(expected[2]) - len(outputs)))]
     activations = tuple(t.clone() for t in batches[2])  # two samples: with one, torch.export would fix the batch size
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _FlatAttention():
+        with warnings.catch_warnings(), mute("onnxscript"), torch.no_grad(), _FlatAttention():  # of what it cannot simplify
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
