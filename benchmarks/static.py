@@ -554,18 +554,25 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         for test, bar in bars.items() if len(find_whole_seeds(runs, task)) == SEEDS[task] else ():
             what = f"{task}, {test}: accuracy over the static network of equal time, points"
             yield promise_gain(f"static|{task}|{test}", what, bar, runs, (task, test))
-    if all(len(find_whole_seeds(runs, task)) == seeds for task, seeds in HEADROOM.items()):
+    if all(len(find_whole_seeds(runs, task)) > 1 for task in HEADROOM):
         yield from promise_headroom(runs)
 
 
 def promise_headroom(runs: Runs) -> Iterator[Promise]:
-    """Promise the gain of exits or a cascade, chosen on validation data, mean over the operating points, on each task and on all."""
-    gains = []
+    """Promise the gain of exits or a cascade, chosen on validation data, mean over the operating points, on each task and on all.
+
+    The interval of the mean over tasks counts the degrees of freedom of all of them, as if seeds varied alike on each.
+    """
+    from scipy import stats
+
+    gains, freedom = [], [len(find_whole_seeds(runs, task)) - 1 for task in HEADROOM]
     for task in HEADROOM:
         what = f"{task}: exits or cascade over the static networks of equal time, points, mean over three times"
         gains.append(promise_gain(f"static|headroom|{task}", what, 0.0, runs, (task, "test"), GAIN_POINTS))
         yield gains[-1]
-    half = math.hypot(*((gain.ends[1] - gain.ends[0]) / 2 for gain in gains if gain.ends)) / len(gains)
+    narrower = stats.t.ppf(0.975, sum(freedom)) / stats.t.ppf(0.975, freedom)  # by task
+    halves = [(gain.ends[1] - gain.ends[0]) / 2 for gain in gains if gain.ends]
+    half = math.hypot(*(narrower * halves)) / len(gains)
     middle, what = mean(gain.measured for gain in gains), "tasks with headroom: the same, mean over tasks"
     yield Promise.of_half("static|headroom", what, middle, ">=", GAIN, half)
 

@@ -269,6 +269,11 @@ def test_the_bar_is_on_the_mean_over_tasks_and_each_is_above_nothing(monkeypatch
     task, mean = static.list_promises(make_headroom_runs(2))
     assert (task.bar, mean.bar, mean.measured, mean.ends) == (0.0, 1.5, task.measured, pytest.approx(task.ends))
     assert not list(static.list_promises(make_headroom_runs(1)))
+    monkeypatch.setattr(static, "HEADROOM", dict.fromkeys(("photographs", "again"), 2))
+    monkeypatch.setattr(static, "find_whole_seeds", lambda *_: [0, 1])
+    monkeypatch.setattr(static, "promise_gain", lambda *_: replace(task, measured=2.0, ends=(-10.706, 14.706)))
+    mean = list(static.promise_headroom({}))[-1]  # of two tasks, each 2 ± 12.706 by one degree of freedom
+    assert mean.ends[1] - mean.measured == pytest.approx(4.3027 / 2**0.5, rel=1e-3)
 
 
 def test_later_seeds_have_the_family_that_the_first_one_chose():
