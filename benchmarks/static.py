@@ -697,7 +697,7 @@ def measure_overhead(runs: Runs, task: str, seed: int, point: str, data: str) ->
 def write_task(runs: Runs, task: str) -> list[str]:
     seeds, rows, first = find_whole_seeds(runs, task), [], list_tests(runs, task)[0]
     times = [runs[f"{task}/{TIME}-{seed}"] for seed in seeds]
-    named = [name for name in list_ways(runs, task, 0) if task in HEADROOM]
+    named = [name for seed in seeds for name in list_ways(runs, task, seed) if task in HEADROOM]
     kinds = {kind: title for kind, title in KINDS.items() if any(name.startswith(kind) for name in named)}
     for point, test in (
         (point, test) for point, tests in times[0]["ways"][EXITS].items() for test in tests if test != VALIDATION

@@ -252,6 +252,8 @@ def test_the_way_that_gains_most_on_validation_data_is_judged_on_test_data():
     assert "learning rates, times the recipe's: plain 3, egt 1, width 1, size 1, cut 1." in lines[0]
     assert lines[-1].startswith("| test | 3 below its final exit | 1.000 | 75.0 | 62.5 | 50.0 | 12.5 ± ")
     assert "cascade cut-layer1 2" in lines[-1]
+    one_cascade = {name: run for name, run in runs.items() if name != "photographs/cascade-0"}
+    assert "a cascade minus static" in static.write_task(one_cascade, "photographs")[2]
     assert static.write_summary(runs)[-1].split(" | ")[2:8] == ["40.0", "70.0", "30.0", "validation", "yes", gain.figure]
 
 
