@@ -358,14 +358,14 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             key, title = f"segmentation|{task}|{name}|{to}", f"{task}, {name}, held to {words}"
             routed = [runs[f"{task}/{name}-{EXITS}-{seed}"]["points"][to]["mean_iou"] for seed in seeds]
             before = [runs[f"{task}/{name}-{EXITS if to == FINAL else FULL}-{seed}"]["ious"][-1] for seed in seeds]
-            lost = [100 * (all_ - part) for all_, part in zip(before, routed, strict=True)]
+            lost = [100 * (start - end) for start, end in zip(before, routed, strict=True)]
             yield Promise.of_mean(f"{key}|lost", f"{title}: points of mean IoU lost to it", lost, "<=", 1.0)
             for size in BATCHES:
                 timed = [runs[f"{task}/{name}-{TIME}-{seed}"][f"batch {size}"]["speed"][to][0] for seed in seeds]
                 what = f"{title}: times as fast as the plain network, batch {size}"
                 yield Promise.of_mean(f"{key}|speed|{size}", what, timed, ">=", SPEED)
                 static = [find_static(runs, task, name, seed, size, to) for seed in seeds]
-                gains = [100 * (ours - theirs) for ours, theirs in zip(routed, static, strict=True)]
+                gains = [100 * (ours - rival) for ours, rival in zip(routed, static, strict=True)]
                 what = f"{title}: points of mean IoU above the static network of equal time, batch {size}"
                 yield Promise.of_mean(f"{key}|gain|{size}", what, gains, ">=", 100 * GAIN)
     for cell, run in runs.items():
