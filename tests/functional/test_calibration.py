@@ -412,6 +412,20 @@ def test_a_certificate_about_pixels_says_what_it_promises():
     assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 
 
+def test_images_without_labelled_pixels_say_nothing():
+    trace = random_pixel_trace(400)
+    counts = trace.logits.confusion.clone()
+    counts[:360] = 0
+    blank = replace(trace, logits=replace(trace.logits, confusion=counts))
+    limits = {"max_pixel_error_drop": 0.12, "max_miou_drop": 0.2}
+    policy = xl.calibrate(blank, **limits)
+    labelled = blank.select(torch.arange(360, 400))
+    exits = xl.route(labelled, policy)
+    assert all(risk.mean(exits) <= risk.limit + 1e-9 for risk in list_risks(labelled, limits, torch.arange(40)))
+    reports = [xl.evaluate(each, policy).pixels for each in (blank, labelled)]
+    assert reports[0].image_mean_iou_drop == reports[1].image_mean_iou_drop > 0
+
+
 def test_what_even_the_final_exit_misses_is_no_promise():
     trace = random_pixel_trace(100)
     with pytest.raises(

@@ -159,6 +159,8 @@ def test_risks_of_pixels_by_hand():
     limits |= {"max_missed_area of sea": 0.1, "max_missed_area of 0": 0.2}
     error, iou, disagreement_, sea, sky = list_risks(trace, limits, torch.arange(3))
     assert error.values[:, 0].tolist() == [2 / 16 - 4 / 16, 1.0, 0.0]
+    assert error.rows.tolist() == iou.rows.tolist() == [True, True, False]
+    assert error.mean(torch.zeros(3).long()) == (2 / 16 - 4 / 16 + 1) / 2
     early, final = (6 / 8 + 8 / 10) / 2, (8 / 12 + 4 / 8) / 2
     torch.testing.assert_close(iou.values[:, 0], torch.tensor([final - early, 1.0, 0.0]))
     assert disagreement_.values.tolist() == differs.tolist()
@@ -169,6 +171,8 @@ def test_risks_of_pixels_by_hand():
     assert sea.mean(torch.ones(3).long()) == 0.5  # of the one image that has it, at the final exit
     with pytest.raises(xl.errors.CalibrationError, match="max_missed_area: no image has '1'"):
         list_risks(trace, {"max_missed_area of 1": 0.1}, torch.arange(3))  # the class of that name, not of that number
+    with pytest.raises(xl.errors.InputError, match="max_miou_drop needs labelled pixels and no image has any"):
+        list_risks(trace.select(torch.tensor([2])), {"max_miou_drop": 0.1}, torch.arange(1))
     for name in ("se", "3", "-1"):
         with pytest.raises(
             xl.errors.InputError, match=f"expected classes among sky, sea, 1 or a number below 3, got '{name}'"

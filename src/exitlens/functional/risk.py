@@ -152,6 +152,14 @@ def mean_iou_drop(trace: Trace) -> Tensor:  # -> (N,K)
     return mean_iou[:, -1:] - mean_iou
 
 
+def find_labelled(trace: Trace, purpose: str) -> Tensor:  # -> (N,) bool
+    """Return which images have a labelled pixel; nothing can be said of the others, so they count nowhere."""
+    labelled = trace.require_confusion(purpose)[:, 0].sum((1, 2)) > 0
+    if not labelled.any():
+        raise InputError(f"labels: {purpose} needs labelled pixels and no image has any. Fix: check the masks.")
+    return labelled
+
+
 def missed_area(trace: Trace, name: str, limit: float) -> Risk:
     """Return the risk that an exit misses of a class's pixels, as a share of them, on the images that have any.
 
@@ -212,9 +220,9 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
         elif name == "max_disagreement":
             risks.append(Risk(name, disagreement(trace), limit, "unit" if trace.task == "segmentation" else "binary"))
         elif name in PIXEL_LIMITS:
-            trace.require_confusion(name)
+            labelled = find_labelled(trace, name)
             drop = mean_iou_drop(trace) if name == "max_miou_drop" else accuracy_drop(trace)
-            risks.append(Risk(name, drop, limit, "signed"))
+            risks.append(Risk(name, drop, limit, "signed", None if labelled.all() else labelled))
         elif name in (*NUMBER_LIMITS, *VECTOR_LIMITS):
             risks.append(answer_risk(trace, name, limit))
         elif name.startswith(MISSED_AREA):
