@@ -91,8 +91,8 @@ class Promise:
     @classmethod
     def of_mean(cls, key: str, what: str, values: Sequence[float], sense: Sense, bar: float, error: float = 0.0) -> Self:
         """Promise a mean over seeds, with its t-interval and, in quadrature, the standard ``error`` that the test samples add."""
-        middle, half = interval(values)
-        return cls.of_half(key, what, middle, sense, bar, math.hypot(half, NORMAL * error))
+        middle, half = interval(values, error)
+        return cls.of_half(key, what, middle, sense, bar, half)
 
     @classmethod
     def of_points(
@@ -132,13 +132,17 @@ class Promise:
         return cls(key, what, middle, sense, bar, (low, high))
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return the mean and half the width of its t-interval, which is infinite for a single value."""
+def interval(values: Sequence[float], error: float = 0.0) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % t-interval, which is infinite for a single value.
+
+    A standard ``error`` that the test samples add widens it in quadrature.
+    """
     from scipy import stats
 
     if len(values) < 2:
         return mean(values), math.inf
-    return mean(values), float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return mean(values), math.hypot(half, NORMAL * error)
 
 
 def share_error(shares: Sequence[float], samples: int) -> float:

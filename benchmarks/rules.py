@@ -22,7 +22,7 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks import binding
-from benchmarks.harness import NORMAL, ROOT, Job, Study, interval, join_means, list_by_seed, save_svg, share_error, table
+from benchmarks.harness import ROOT, Job, Study, interval, join_means, list_by_seed, save_svg, share_error, table
 from benchmarks.results import Runs, Tree, list_seeds
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import find_first_firing, fit_gate, score_early_exits, stack_trace_features
@@ -233,9 +233,8 @@ def read_curve(run: Tree, test: str, rule: str) -> list[float]:
 
 def show_gain(ours: Sequence[Tree], test: str, rule: str, i: int) -> str:
     gains = [read_curve(run, test, rule)[i] - read_curve(run, test, "max_probability")[i] for run in ours]
-    error = mean(run["gain_error"][test][rule][i] for run in ours)
-    middle, half = interval(gains)
-    return f"{middle:.2f} ± {math.hypot(half, NORMAL * error):.2f}" if len(gains) > 1 else f"{middle:.2f} (no interval)"
+    middle, half = interval(gains, mean(run["gain_error"][test][rule][i] for run in ours))
+    return f"{middle:.2f} ± {half:.2f}" if math.isfinite(half) else f"{middle:.2f} (no interval)"
 
 
 def plot_rules(runs: Runs, path: Path = ROOT / "docs" / "measured" / "rules.svg") -> None:
