@@ -6,6 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import ge
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
@@ -20,12 +21,13 @@ from exitlens.functional.routing import find_direction, measure_evidence_support
 from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.cutting.split import Pieces, Stage
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import Groups
+from exitlens.types.inputs import Groups, list_tensors
 from exitlens.types.tasks import Task
 
 KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
 DEPTH, WIDEST, NARROWEST = 2, 256, 8
 DENSE_SHRINK, LEAST_DENSE_SIDE = 8, 16  # see choose_dense_side
+FINER = (4, 2, 1)  # logits along each side of a location, the first that takes half a neck's budget at most
 TINY = 1e-12
 HIDDEN, MOST = 32, 8.0  # units of the perceptrons that expect errors, and the largest logarithm that they give
 LEAST_SIDE = 7  # least side of context heads' maps, where the backbone has features as fine
@@ -202,13 +204,18 @@ def find_width(count_macs: Callable[[int], int], budget: float) -> int:
     return width
 
 
-def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
-    """Make a neck that enlarges features to the grid of a lateral map, or shrinks them to the grid if that divides them."""
+def fit_neck(
+    channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0, outputs: int = 0
+) -> ContextNeck:
+    """Make a neck that enlarges features to the grid of a lateral map, or shrinks them to the grid if that divides them.
+
+    ``outputs``: logits of a location, whose convolution is in the budget, too.
+    """
     factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
     shrink = factors.pop() if len(factors) == 1 and not lateral else 1
     locations = math.prod(grid if lateral else [n // shrink for n in size])
     inlets, window = math.prod(size) * channels + locations * lateral, math.prod([KERNELS[len(size)]] * len(size))
-    width = find_width(lambda w: w * inlets + DEPTH * locations * (window * w + w**2), budget)
+    width = find_width(lambda w: w * inlets + locations * (DEPTH * (window * w + w**2) + outputs * w), budget)
     return ContextNeck(channels, width, shrink, lateral, len(size))
 
 
@@ -648,11 +655,12 @@ class SkipHead(_EnergyHead):
 
 
 class PixelHead(NeckHead):
-    """Answers one class a pixel: a 1x1 convolution gives each location a logit for every class.
+    """Answers one class a pixel: a 1x1 convolution gives each location ``finer`` x ``finer`` logits for every class.
 
-    The logits stay on the grid of the features (or of the neck) until :func:`enlarge_logits` brings them to the size of the
-    inputs, which the router asks of answers that leave only. The evidence is these logits, and the attention the mean of the
-    class maps of all classes that are told (:func:`~exitlens.functional.maps.attend_classes`).
+    So an exit can tell borders within a location (sub-pixel convolution, arXiv 1609.05158). Their grid stays until
+    :func:`enlarge_logits` brings the logits to the size of the inputs, which the router does only for answers that leave.
+    The evidence is their mean in each location, and the attention the mean of the class maps of all classes that are told
+    (:func:`~exitlens.functional.maps.attend_classes`).
     """
 
     def __init__(
@@ -662,9 +670,11 @@ class PixelHead(NeckHead):
         layout: Layout | None = None,
         neck: Neck | None = None,
         lateral: Layout | None = None,
+        finer: int = 1,
     ) -> None:
         super().__init__(layout, neck, lateral)
-        self.classifier = nn.Conv2d(channels if neck is None else neck.width, num_classes, 1)
+        self.finer = finer
+        self.classifier = nn.Conv2d(channels if neck is None else neck.width, num_classes * finer**2, 1)
 
     @property
     def bias(self) -> Tensor | None:
@@ -672,18 +682,20 @@ class PixelHead(NeckHead):
         return None
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Return the logits ``(B,C,h,w)``."""
-        return cast(Tensor, self.classifier(self.locate(*activations).to(self.classifier.weight.dtype)))
+        """Return the logits ``(B,C,h*finer,w*finer)``."""
+        logits = self.classifier(self.locate(*activations).to(self.classifier.weight.dtype))
+        return F.pixel_shuffle(logits, self.finer) if self.finer > 1 else cast(Tensor, logits)
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B,C,h,w)`` and attention ``(B,h,w)``."""
-        logits = self.classify(*activations)
-        return logits, attend_classes(logits)
+        """Return logits ``(B,C,h*finer,w*finer)`` and attention ``(B,h,w)``."""
+        out = self(*activations)
+        return out.logits, out.attention
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention, and the logits once more as evidence."""
-        logits, attention = self.with_attention(*activations)
-        return ExitOutput(logits, attention, logits)
+        """Return logits, attention, and evidence ``(B,C,h,w)``."""
+        logits = self.classify(*activations)
+        evidence = F.avg_pool2d(logits, self.finer) if self.finer > 1 else logits
+        return ExitOutput(logits, attend_classes(evidence), evidence)
 
     def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
         """Return the output; with ``separate_map``, gradients of attention and evidence do not reach the activations."""
@@ -780,8 +792,16 @@ def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, b
     if lateral is not None and min(size) >= min(lateral.size):  # in a decoder
         lateral = None
     grid, beside = (pieces.lateral or pieces.features[-1]).size, lateral.channels if lateral else 0
-    neck = fit_neck(channels, size, grid, budget / (count - pieces.traced.is_dense or 1), beside)
-    return PixelHead(channels, num_classes, layout, neck, lateral.layout if lateral else None)
+    budget /= count - pieces.traced.is_dense or 1
+    sides = list_tensors(pieces.traced.example)[0].shape[2:]
+    for finer in FINER:
+        outputs = num_classes * finer**2
+        neck = fit_neck(channels, size, grid, budget, beside, outputs if finer > 1 else 0)
+        cells = lateral.size if lateral else [n // neck.shrink for n in size]
+        fits = math.prod(cells) * neck.width * outputs <= budget / 2 and all(map(ge, sides, [n * finer for n in cells]))
+        if fits:
+            break
+    return PixelHead(channels, num_classes, layout, neck, lateral.layout if lateral else None, finer)
 
 
 def have_maps(heads: Iterable[nn.Module]) -> bool:
