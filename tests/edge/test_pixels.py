@@ -134,7 +134,7 @@ def test_a_server_answers_with_the_class_of_each_pixel(request, kind):
     assert OUTPUTS["label"].write(model, ticket).dtype == np.int64
     areas = model.measure_areas(ticket.labels[0])
     assert [*areas.values()] == sorted(areas.values(), reverse=True)
-    assert areas["red"] == (expected.labels[0] == 2).float().mean()
+    assert areas == {NAMES[c]: (expected.labels[0] == c).float().mean() for c in expected.labels[0].unique()}
     assert sum(areas.values()) == pytest.approx(1)
 
 
@@ -261,7 +261,10 @@ def test_labels_of_500_images_are_the_librarys_everywhere(build, tmp_path):
         ways["server"] = answer_with(model, images[rows]).labels
         ways["library server"] = answer_with(wrap_network("m", net, {"default": policy}), images[rows]).labels
         for name, labels in ways.items():
-            assert np.array_equal(labels, expected.labels[rows].numpy()), name
+            differs = labels != expected.labels[rows].numpy()
+            assert differs.sum() < 5, name
+            first, second = expected.probabilities[rows].topk(2, 1).values.unbind(1)
+            assert not (differs & (first - second > 1e-5).numpy()).any(), name
 
 
 @pytest.fixture

@@ -116,6 +116,17 @@ def test_heads_of_coarse_features_read_finer_ones():
 
 
 @pytest.mark.slow
+def test_a_location_answers_several_pixels_within_the_budget():
+    few, many = (xl.attach("small", ["layer1"], count, IMAGES[:1], task="segmentation").head(0) for count in (2, 300))
+    assert (few.finer, many.finer) == (4, 1)
+    activations = (torch.randn(1, few.classifier.in_channels, 4, 4),)
+    few.neck = None
+    out, logits = few(*activations), few.classifier(*activations)
+    assert out.logits.shape == (1, 2, 16, 16)
+    assert torch.equal(out.logits[0, 1, 4:8, 8:12].flatten(), logits[0, 16:, 1, 2])  # class 1 of the cell in row 1, column 2
+    torch.testing.assert_close(out.evidence[0, 1, 1, 2], logits[0, 16:, 1, 2].mean())
+
+
 def test_heads_together_cost_a_few_per_cent_of_a_usual_network():
     net = xl.attach("small", 3, 11, torch.zeros(1, 3, 32, 32), task="segmentation")
     assert 0.01 < net.head_share < 0.05

@@ -40,8 +40,8 @@ class _Parts:
         return torch.stack([maps[i, :, top : top + height, left : left + width] for i, top, left in corners])
 
 
-def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: Tiles) -> Prediction:
-    """Answer images ``(B,C,H,W)`` tile by tile; see :class:`~exitlens.types.Tiles`."""
+def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: Tiles, finer: Sequence[int]) -> Prediction:
+    """Answer images ``(B,C,H,W)`` tile by tile; see :class:`~exitlens.types.Tiles`. ``finer``: of each exit's head."""
     size, device = activations[0].shape[2:], activations[0].device
     grid, window, sides = tiles.count(size), tiles.window(size), (tiles.side, tiles.side)
     images = torch.arange(len(activations[0]), device=device).repeat_interleave(grid[0] * grid[1])
@@ -52,7 +52,7 @@ def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: T
     for k in range(policy.num_exits):
         if needs_head(policy, k):
             activations, p, *_ = engine.run_exit(k, activations, policy.temperatures[k], policy.score)
-            _check_stride((*activations, p), parts.size, tiles)
+            _check_stride((*activations, p[..., :: finer[k], :: finer[k]]), parts.size, tiles)
             cells = parts.cut(p, sides)
             certainty = score_of(cells, policy.score)
             fired = torch.ones_like(waiting, dtype=torch.bool)
