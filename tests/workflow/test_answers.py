@@ -233,6 +233,21 @@ def test_a_similarity_is_shared_out_over_the_locations(series):
         xl.explain(make(), series[0], xl.Policy((0.5, 0.5), score="closeness"), to=to)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, 0.0])
+def test_vectors_without_direction_are_refused(number, series):
+    net, policy = make(0), xl.Policy((0.5, 0.5), score="vector_closeness")
+    probes = probe(net)
+    probes[3] = number
+    for name, call in (
+        ("probes", lambda: xl.collect(net, series, probes=probes)),
+        ("to", lambda: xl.explain(net, series[0], policy, to=probes[3])),
+    ):
+        with pytest.raises(
+            xl.errors.InputError, match=f"{name}: expected finite numbers that are not all 0 in every vector, got 1 without"
+        ):
+            call()
+
+
 def test_a_vector_that_is_no_mean_is_shared_out_by_attention(series):
     class Last(Encoder):
         def forward(self, x: Tensor) -> Tensor:

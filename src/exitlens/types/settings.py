@@ -132,8 +132,8 @@ class CalibrationRequest:
         max_miou_drop: Mean IoU of an image that may be lost, on average over images, in [0, 1]. An image's is the mean over
             the classes that its label has; it is not the mean IoU of the data set, whose counts are summed over images
             first. For one class a pixel; needs labels.
-        max_missed_area: Share of a class's pixels that may be missed, by name (text) or number of the class,
-            such as ``{"lesion": 0.05}``, on average over the images that have the class: a false-negative rate, in which the final
+        max_missed_area: Share of a class's pixels that may be missed, by name (text) or number of the class, such as
+            ``{"lesion": 0.05}``, on average over the images that have the class: a false-negative rate, in which the final
             exit's own misses count, too. For one class a pixel; needs labels.
         max_error_increase: Error that may be added, in [0, 1], where 1 is the spread (standard deviation) of the training
             targets. The mean of the exit's absolute error less the final exit's, each sample's clipped to [-1, 1]. For

@@ -135,6 +135,14 @@ def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,
     return [classes[i] if classes else str(i) for i in answers.tolist()]
 
 
+def check_vectors(vectors: Tensor, name: str) -> None:  # (...,D)
+    """Raise :class:`InputError` unless every vector has a direction: finite numbers that are not all 0."""
+    is_odd = ~vectors.isfinite().all(-1) | (vectors == 0).all(-1)
+    if is_odd.any():
+        wanted = "finite numbers that are not all 0 in every vector"
+        raise InputError(f"{name}: expected {wanted}, got {int(is_odd.sum())} without. Fix: leave these out.")
+
+
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
     """Raise :class:`InputError` unless labels are of the task, by default of any that labels tell.
 
