@@ -187,6 +187,12 @@ def test_numbers_are_those_of_the_policy(lengths, regressor):
     assert model.explain(X[:1])[0].exits[0].numbers[0].number == pytest.approx(pred.labels[0].item(), rel=0.2)
 
 
+def test_numbers_far_from_zero_keep_their_differences(lengths, regressor):
+    X, y = lengths
+    far = copy.copy(regressor).fit(X, y + 1.7e9)
+    assert far.score(X, y + 1.7e9) == pytest.approx(regressor.score(X, y), abs=0.01)
+
+
 def test_limits_of_a_regressor_are_those_of_its_policy(lengths, regressor):
     request = regressor.policy_.calibration.request
     assert (request.max_error_increase, request.max_deviation, request.folds) == (0.1, None, 5)

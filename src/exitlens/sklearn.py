@@ -310,13 +310,16 @@ class ExitRegressor(base.RegressorMixin, _ExitEstimator):  # type: ignore[misc]
         self.random_state, self.verbose = random_state, verbose
 
     def predict(self, X: Any) -> Any:
-        """Return the number ``(N,)`` or numbers ``(N,C)`` ``float32`` of every sample, by the first exit that is sure."""
+        """Return the number ``(N,)`` or numbers ``(N,C)`` of every sample, by the first exit that is sure.
+
+        They are ``float32``, or ``float64`` where targets vary so little about their mean that ``float32`` would round them.
+        """
         return self._answer(X, "labels")
 
-    def _read_targets(self, y: Any) -> Tensor:  # (N,) or (N,C) float32
+    def _read_targets(self, y: Any) -> Tensor:  # (N,) or (N,C) float64
         if len(y) < FEWEST:
             raise InputError(f"y: expected {FEWEST} samples or more, got {len(y)}. Fix: add samples.")
-        return torch.tensor(np.asarray(y, dtype=np.float32))
+        return torch.tensor(np.asarray(y, dtype=np.float64))
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn should know of inputs and targets."""

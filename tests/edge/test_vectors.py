@@ -1,5 +1,6 @@
 """Numbers and vectors without PyTorch: edge bundle, cascade in one file, and the runtime give the library's answers."""
 
+import copy
 import math
 from functools import cache
 
@@ -78,6 +79,20 @@ def test_the_runtime_answers_as_the_library(numbers, tmp_path):
         runtime.with_policy(xl.Policy((0.5, 0.5)).to_dict())
     with pytest.raises(er.InputError, match=r"adaptive: it is not for networks that give (numbers|vectors)"):
         runtime.predict(SERIES.numpy(), adaptive=er.Adaptive(runtime, 0.1))
+
+
+@pytest.mark.slow
+def test_numbers_that_float32_would_round_are_float64(tmp_path):
+    (net, policy, _), inputs = build(1), SERIES.numpy()
+    net = copy.deepcopy(net)
+    net.describe(units=((1.7e9, 1.0),))
+    edge, expected = xl.export(net, policy, tmp_path / "edge"), xl.predict(net, SERIES, policy)
+    feed = {"series": inputs, "thresholds": np.array(policy.thresholds, np.float32), "temperatures": np.ones(3, np.float32)}
+    runtime, served = er.load(edge, threads=1), answer_with(open_bundle("m", edge), SERIES)
+    for labels in (runtime.predict(inputs).labels, open_file(edge / "cascade.onnx").run(None, feed)[0], served.labels):
+        assert labels.dtype == np.float64
+        np.testing.assert_allclose(labels, expected.labels.numpy(), rtol=0, atol=1e-4)
+    assert float(runtime.name_answer(runtime.predict(inputs), 0)) == pytest.approx(expected.labels[0].item(), abs=0.01)
 
 
 @pytest.mark.slow

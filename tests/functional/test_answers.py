@@ -21,6 +21,12 @@ def test_units_there_and_back():
     assert torch.equal(answers.restore_units(answers.standardise(targets, units), units), targets)
     assert answers.standardise(torch.tensor([4.0]), ()).tolist() == [[4.0]]
     assert answers.measure_units(torch.tensor([1e6, 1e6 + 2]))[0] == (1e6 + 1, 1.0)
+    steady = torch.full((200,), 1234.567, dtype=torch.float64)  # its mean is rounded
+    assert answers.measure_units(steady) == ((pytest.approx(1234.567), 1.0),)
+    near = 1.7e9 + torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    restored = answers.restore_units(answers.standardise(near, ((1.7e9, 1.0),)), ((1.7e9, 1.0),))
+    assert torch.equal(restored, near)
+    assert answers.restore_units(torch.zeros(1, 1), ((2000.0, 3.0),)).dtype is torch.float32
 
 
 def test_distances_by_hand():

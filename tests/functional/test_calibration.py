@@ -401,7 +401,7 @@ def test_a_certificate_about_pixels_says_what_it_promises():
         "max_miou_drop": 0.3,
         "max_disagreement": 0.6,
         "max_missed_area of sea": 0.6,
-        "max_missed_area of 0": 0.7,
+        "max_missed_area of sky": 0.7,
     }
     text = policy.certificate()
     assert "loses at most 30 points of an image's mean IoU against the full network, on average over images" in text
@@ -424,6 +424,22 @@ def test_images_without_labelled_pixels_say_nothing():
     assert all(risk.mean(exits) <= risk.limit + 1e-9 for risk in list_risks(labelled, limits, torch.arange(40)))
     reports = [xl.evaluate(each, policy).pixels for each in (blank, labelled)]
     assert reports[0].image_mean_iou_drop == reports[1].image_mean_iou_drop > 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "limits", "expected"),
+    [
+        (("1", "0", "2"), {0: 0.9, "0": 0.8}, {"1": 0.9, "0": 0.8}),  # a number, and a name
+        (("sky", "sea", "sand"), {0: 0.9, "sky": 0.8}, {"sky": 0.8}),
+        ((), {0: 0.9}, {"0": 0.9}),
+    ],
+)
+def test_limits_on_classes_by_number_are_kept_by_name(classes, limits, expected):
+    trace = random_pixel_trace(100, classes=classes)
+    policy = xl.calibrate(trace, max_missed_area=limits)
+    assert policy.calibration.request.max_missed_area == expected
+    again = xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict())))
+    assert run_calibration(trace, again.calibration.request) == policy
 
 
 def test_what_even_the_final_exit_misses_is_no_promise():
@@ -463,6 +479,9 @@ def test_images_of_one_patient_are_one_unit():
         ({"max_missed_area": {"1": 2}}, r"max_missed_area of 1: expected a number in \[0, 1\]"),
         ({"max_missed_area": 0.1}, "max_missed_area: expected Mapping, got float"),
         ({"max_missed_area": {}}, "limits: expected at least one"),
+        ({"max_missed_area": {0.5: 0.1}}, r"max_missed_area: expected str \| int, got float: pass names of classes"),
+        ({"max_missed_area": {3: 0.1}}, "max_missed_area: expected numbers of classes below 3, got 3. Fix: "),
+        ({"max_missed_area": {-1: 0.1}}, "max_missed_area: expected numbers of classes below 3, got -1"),
     ],
 )
 def test_what_calibration_on_pixels_refuses(given, message):

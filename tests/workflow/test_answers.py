@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
+from exitlens.functional.answers import measure_units
 from exitlens.model.attribution import attribute
 from exitlens.model.heads import NumberHead
 from exitlens.workflow.faithfulness import measure_faithfulness
@@ -233,6 +235,21 @@ def test_a_similarity_is_shared_out_over_the_locations(series):
         xl.explain(make(), series[0], xl.Policy((0.5, 0.5), score="closeness"), to=to)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, 0.0])
+def test_vectors_without_direction_are_refused(number, series):
+    net, policy = make(0), xl.Policy((0.5, 0.5), score="vector_closeness")
+    probes = probe(net)
+    probes[3] = number
+    for name, call in (
+        ("probes", lambda: xl.collect(net, series, probes=probes)),
+        ("to", lambda: xl.explain(net, series[0], policy, to=probes[3])),
+    ):
+        with pytest.raises(
+            xl.errors.InputError, match=f"{name}: expected finite numbers that are not all 0 in every vector, got 1 without"
+        ):
+            call()
+
+
 def test_a_vector_that_is_no_mean_is_shared_out_by_attention(series):
     class Last(Encoder):
         def forward(self, x: Tensor) -> Tensor:
@@ -326,6 +343,19 @@ def test_training_takes_numbers_as_targets():
             xl.fit(net, TensorDataset(data.tensors[0], labels), data, epochs=1, progress=False)
     with pytest.raises(xl.errors.InputError, match="train: expected batches of inputs and numbers"):
         xl.fit(net, TensorDataset(data.tensors[0]), data, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(("scale", "shift", "is_far"), [(1, 0, False), (2, -80, False), (1000, 0, True), (1, 1e7, True)])
+def test_units_are_read_again_from_targets_on_another_scale(scale, shift, is_far):
+    net, data = make(), draw(200)
+    net.describe(units=measure_units(data.tensors[1]))
+    changed = TensorDataset(data.tensors[0], data.tensors[1].double() * scale + shift)
+    with pytest.warns(xl.errors.DataWarning, match="train: the network was trained on") if is_far else nullcontext():
+        result = xl.fit(net, changed, changed, epochs=1, progress=False)
+    assert net.info.units == measure_units((changed if is_far else data).tensors[1])
+    assert result.history[0]["r2"][-1] > -30
+    trace = xl.collect(net, changed)
+    assert xl.evaluate(trace, xl.Policy.never(3, score="closeness")).answers.rmse < 3 * net.info.units[0][1]
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ ANSWERS = {  # by task
     "regression": "numbers",
     "embedding": "vectors",
 }
+PRECISE = 1 << 10  # spreads from 0 to the mean of numbers, beyond which they are float64
 OF_HEAD = 3  # outputs of a file before what crosses the cut: logits, attention, support
 
 Inputs = Array | Mapping[str, Array]
@@ -47,7 +48,7 @@ class Prediction:
 
     Attributes:
         labels: ``(B,)`` predicted class; for several labels ``(B,C)`` bool; of each pixel ``(B,H,W)``; numbers in the units
-            of the training data, ``(B,)`` or of several ``(B,C)`` float32; vectors ``(B,D)`` float32.
+            of the training data, ``(B,)`` or of several ``(B,C)``; vectors ``(B,D)`` float32.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
         probabilities: ``(B,C)`` softmax (for several labels, sigmoid) of the logits over the exit's temperature; of each
@@ -111,7 +112,9 @@ class EdgeNetwork:
         task = self._task = manifest.get("task", "classes")
         self.gives_labels, self.gives_pixels = task == "multilabel", task == "segmentation"
         self.gives_values = task in ("regression", "embedding")
-        self._units = np.array(manifest.get("units") or [(0.0, 1.0)], np.float32).T  # means and spreads
+        units = np.array(manifest.get("units") or [(0.0, 1.0)]).T  # means and spreads
+        is_near = (abs(units[0]) <= PRECISE * units[1]).all()
+        self._units = units.astype(np.float32 if is_near else np.float64)
         self.cost = np.asarray(manifest["cost"])
         axes = len(manifest["inputs"][0]["shape"]) - 1
         self.preprocess: Preprocess | TextPreprocess | Scaling | None = read_preprocess(manifest["preprocess"], axes)
@@ -349,7 +352,8 @@ class EdgeNetwork:
         of a vector, separated by spaces.
         """
         if self.gives_values:
-            return " ".join(f"{value:.6g}" for value in pred.labels[i].reshape(-1).tolist())
+            digits = 12 if pred.labels.dtype == np.float64 else 6
+            return " ".join(f"{value:.{digits}g}" for value in pred.labels[i].reshape(-1).tolist())
         if self.gives_pixels:
             shares = np.bincount(pred.labels[i].ravel(), minlength=self.num_classes) / pred.labels[i].size
             order = [c for c in np.argsort(-shares, kind="stable").tolist() if shares[c]]

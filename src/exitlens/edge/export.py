@@ -15,7 +15,7 @@ from torch import Tensor
 
 import exitlens
 from exitlens.errors import ExportError, OutputExistsError, require
-from exitlens.functional.answers import Units, compare_with
+from exitlens.functional.answers import Units, compare_with, need_double
 from exitlens.functional.maps import make_shift
 from exitlens.functional.pixels import LOW, SURE
 from exitlens.functional.routing import cover
@@ -115,6 +115,7 @@ class _Builder:
         self.onnx, self.parts, self.models, self.score, self.units = onnx, parts, models, score, units
         self.task, self.is_dense = task_of_score(score), score in PIXEL_SCORES
         self.has_values = self.task in CONTINUOUS
+        self.number = np.float64 if need_double(units) else np.float32  # of answers that are numbers
         self.classes = self._list_sizes(0)[1] - self.has_values
         self.size = [dim.dim_value for dim in models[0].graph.input[0].type.tensor_type.shape.dim][2:]  # of images
         self.answers = ANSWERS[:-1] if self.is_dense or self.has_values else ANSWERS
@@ -130,7 +131,7 @@ class _Builder:
         by_class, parts = [rows, self.classes], self.parts[place:]
         has_columns = self.score == DECIDED or (self.has_values and not self._is_single())
         labels = by_class if has_columns else [rows, *self.size] if self.is_dense else [rows]
-        kind_of_labels = kinds.FLOAT if self.has_values else kinds.INT64
+        kind_of_labels = self._kind_of_numbers() if self.has_values else kinds.INT64
         shapes, types = (labels, [rows], [rows], by_class), (kind_of_labels, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
         answers = [make(f"{name}{end}", kind, shape) for name, kind, shape in zip(self.answers, types, shapes, strict=False)]
         return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in parts]
@@ -202,6 +203,9 @@ class _Builder:
             return [block.add("Cast", is_label, to=self.onnx.TensorProto.INT64), exits, score, p]
         return [block.add("ArgMax", p, axis=1, keepdims=0), exits, score, p]
 
+    def _kind_of_numbers(self) -> int:
+        return int(self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self.number)))
+
     def _is_single(self) -> bool:
         """Return whether an answer is one number."""
         return self.task == "regression" and self.classes == 1
@@ -211,7 +215,8 @@ class _Builder:
         axis, place = block.hold([1], np.int64), block.hold(self.classes, np.int64)
         values = block.add("Slice", logits, block.hold([0], np.int64), block.hold([self.classes], np.int64), axis)
         if self.units:
-            mean, spread = (block.hold(column, np.float32) for column in zip(*self.units, strict=True))
+            mean, spread = (block.hold(column, self.number) for column in zip(*self.units, strict=True))
+            values = block.add("Cast", values, to=self._kind_of_numbers()) if self.number is np.float64 else values
             values = block.add("Add", block.add("Mul", values, spread), mean)
         values = block.add("Squeeze", values, axis) if self._is_single() else values
         score = block.add("Exp", block.add("Neg", block.add("Gather", logits, place, axis=1)))

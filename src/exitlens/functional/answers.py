@@ -16,13 +16,22 @@ UNKNOWN = 1e4  # distance of exit 0's answer from that of an exit before, so tha
 NEAREST = 10  # probes that are compared
 RECOGNISED = 8  # numbers of a vector that a trace keeps
 LEAST = 1e-4  # distances below it count as this, before logarithms
+ROUNDING = 8 * torch.finfo(torch.float64).eps  # spreads of less, relative to the mean, are of numbers that do not vary
+FAR = 3  # spreads between means, or times a spread: units that differ by more are of other targets
+PRECISE = 1 << 10  # spreads from 0 to the mean, beyond which float32 rounds away ten thousandths of a spread
 
 
 def measure_units(targets: Tensor) -> Units:  # (N,) or (N,C)
     """Return mean and standard deviation of every number; a spread of 1 for numbers that do not vary."""
     columns = targets.double().view(len(targets), -1)
-    spread = columns.std(0, correction=0)
-    return tuple(zip(columns.mean(0).tolist(), torch.where(spread > 0, spread, 1.0).tolist(), strict=True))
+    spread, mean = torch.std_mean(columns, 0, correction=0)
+    return tuple(zip(mean.tolist(), torch.where(spread > ROUNDING * mean.abs(), spread, 1.0).tolist(), strict=True))
+
+
+def are_far(units: Units, others: Units) -> bool:
+    """Return whether units are of targets on so different scales that those of one do not serve for the other."""
+    pairs = list(zip(units, others, strict=True))
+    return any(abs(m - mean) > FAR * max(s, spread) or not 1 / FAR <= s / spread <= FAR for (m, s), (mean, spread) in pairs)
 
 
 def standardise(targets: Tensor, units: Units) -> Tensor:  # (B,) or (B,C) -> (B,C) float32
@@ -32,10 +41,16 @@ def standardise(targets: Tensor, units: Units) -> Tensor:  # (B,) or (B,C) -> (B
     return scaled.float()
 
 
+def need_double(units: Units) -> bool:
+    """Return whether float32 would round away what differs between numbers in these units."""
+    return any(abs(mean) > PRECISE * spread for mean, spread in units)
+
+
 def restore_units(numbers: Tensor, units: Units) -> Tensor:  # (...,C) -> (...,C)
-    """Return numbers in the data's units: the inverse of :func:`standardise`."""
-    mean, spread = numbers.new_tensor(units or ((0.0, 1.0),)).T
-    restored: Tensor = numbers * spread + mean
+    """Return numbers in the data's units, the inverse of :func:`standardise`: float64 where float32 would round them."""
+    dtype = torch.float64 if need_double(units) else numbers.dtype
+    mean, spread = numbers.new_tensor(units or ((0.0, 1.0),), dtype=dtype).T
+    restored: Tensor = numbers.to(dtype) * spread + mean
     return restored
 
 

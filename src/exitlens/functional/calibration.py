@@ -43,6 +43,7 @@ from exitlens.types.tasks import ANSWERS, BY_LABELS, WITH_CLASSES, Task, choose_
 def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
     """Calibrate as :func:`exitlens.calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
     _check_task(trace, request)
+    request = request.name_classes(trace.classes or tuple(map(str, range(trace.logits.shape[2]))))
     limits_of_labels = [name for name in request.risk_limits if name in NEED_LABELS]
     if trace.task == "multilabel" and trace.labels is not None and limits_of_labels:
         missing = (~trace.labels.any(0)).nonzero().flatten().tolist()

@@ -75,7 +75,8 @@ class Ticket:
     """The samples of one request, and their answers so far.
 
     Attributes:
-        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels; numbers and vectors as float32.
+        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels; numbers and vectors as float32, or float64
+            where it would round numbers.
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
         trust: ``(n,)`` float32, a gate's estimates that the final exit would answer the same; -1 without a gate.
         refused: ``(n,)`` int64, the first exits whose answers the gate refused; -1 for none.
@@ -91,8 +92,7 @@ class Ticket:
         num_classes = 0 if model.gives_values else model.info.num_classes
         count = len(activations[0])
         self.activations, self.terms, self.future = activations, terms, future
-        kind = np.bool_ if model.gives_labels else np.float32 if model.gives_values else np.int64
-        self.labels: Array = np.empty((count, *model.label_shape), kind)
+        self.labels: Array = np.empty((count, *model.label_shape), model.label_type)
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
         self.limited, self.trust = np.zeros(count, np.bool_), np.full(count, -1, np.float32)

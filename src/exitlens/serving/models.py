@@ -19,6 +19,7 @@ from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies,
 from exitlens.delivery.hub import fetch_bundle
 from exitlens.edge.export import FORMAT, GOLDEN, thin
 from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestError
+from exitlens.functional.answers import need_double
 from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
@@ -109,6 +110,13 @@ class ServedModel:
         count = self.info.num_classes
         has_columns = self.gives_labels or self.info.task == "embedding" or (self.gives_values and count > 1)
         return (count,) if has_columns else self.image_size
+
+    @property
+    def label_type(self) -> Any:
+        """NumPy's type of an answer."""
+        if self.gives_values:
+            return np.float64 if need_double(self.info.units) else np.float32
+        return np.bool_ if self.gives_labels else np.int64
 
     @property
     def gives_values(self) -> bool:

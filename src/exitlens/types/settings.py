@@ -7,7 +7,7 @@ nothing heavy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -132,7 +132,7 @@ class CalibrationRequest:
         max_miou_drop: Mean IoU of an image that may be lost, on average over images, in [0, 1]. An image's is the mean over
             the classes that its label has; it is not the mean IoU of the data set, whose counts are summed over images
             first. For one class a pixel; needs labels.
-        max_missed_area: Share of a class's pixels that may be missed, by name or number of the class, such as
+        max_missed_area: Share of a class's pixels that may be missed, by name (text) or number of the class, such as
             ``{"lesion": 0.05}``, on average over the images that have the class: a false-negative rate, in which the final
             exit's own misses count, too. For one class a pixel; needs labels.
         max_error_increase: Error that may be added, in [0, 1], where 1 is the spread (standard deviation) of the training
@@ -181,7 +181,7 @@ class CalibrationRequest:
     max_false_negative_drop: float | None = None
     max_pixel_error_drop: float | None = None
     max_miou_drop: float | None = None
-    max_missed_area: Mapping[str, float] | None = None
+    max_missed_area: Mapping[str | int, float] | None = None
     max_error_increase: float | None = None
     max_deviation: float | None = None
     max_distance: float | None = None
@@ -207,10 +207,10 @@ class CalibrationRequest:
             require(
                 self.max_missed_area, Mapping, "max_missed_area", "pass a share for each class, such as {'lesion': 0.05}"
             )
-            limits = {str(name): limit for name, limit in self.max_missed_area.items()}
-            for name, limit in limits.items():
+            for name, limit in self.max_missed_area.items():
+                require(name, str | int, "max_missed_area", "pass names of classes, or their numbers")
                 check_number(f"{MISSED_AREA}{name}", limit, SHARE)
-            object.__setattr__(self, "max_missed_area", limits or None)
+            object.__setattr__(self, "max_missed_area", dict(self.max_missed_area) or None)
         check_choice("score", self.score, (*ALL_SCORES, None))
         for name in ("temperature_scaling", "gate", "equal_groups"):
             require(getattr(self, name), bool, name)
@@ -250,6 +250,18 @@ class CalibrationRequest:
         """All limits that were given, by name: on risks, ``max_cost`` and ``max_ms``."""
         spending = {"max_cost": self.max_cost, "max_ms": self.max_ms}
         return self.risk_limits | {name: value for name, value in spending.items() if value is not None}
+
+    def name_classes(self, names: Sequence[str]) -> CalibrationRequest:
+        """Return the request with a name for every number of a class; of two limits on a class the lower one holds."""
+        limits: dict[str | int, float] = {}
+        for key, limit in (self.max_missed_area or {}).items():
+            if not isinstance(key, str) and not 0 <= key < len(names):
+                raise InputError(
+                    f"max_missed_area: expected numbers of classes below {len(names)}, got {key}. Fix: count from 0."
+                )
+            name = key if isinstance(key, str) else names[key]
+            limits[name] = min(limit, limits.get(name, limit))
+        return replace(self, max_missed_area=limits or None)
 
     def for_any_network(self) -> CalibrationRequest:
         """Return the request for a network with other scores, such as an int8 copy; given temperatures are kept."""

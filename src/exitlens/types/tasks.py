@@ -126,13 +126,22 @@ def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";")
 def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,), (B,C) bool or (B,H,W)
     """Return each sample's answer in words: of several labels, or of classes of pixels, all that there are, by ``;``."""
     if answers.is_floating_point():
-        return [" ".join(f"{value:.6g}" for value in row) for row in answers.reshape(len(answers), -1).tolist()]
+        digits = 12 if answers.dtype is torch.float64 else 6
+        return [" ".join(f"{value:.{digits}g}" for value in row) for row in answers.reshape(len(answers), -1).tolist()]
     if answers.ndim == 3:
         present = [[c for c in each.unique().tolist() if c != IGNORE] for each in answers]
         return [";".join(classes[c] if classes else str(c) for c in labels) for labels in present]
     if answers.ndim == 2:
         return [name_labels(present, classes) for present in answers]
     return [classes[i] if classes else str(i) for i in answers.tolist()]
+
+
+def check_vectors(vectors: Tensor, name: str) -> None:  # (...,D)
+    """Raise :class:`InputError` unless every vector has a direction: finite numbers that are not all 0."""
+    is_odd = ~vectors.isfinite().all(-1) | (vectors == 0).all(-1)
+    if is_odd.any():
+        wanted = "finite numbers that are not all 0 in every vector"
+        raise InputError(f"{name}: expected {wanted}, got {int(is_odd.sum())} without. Fix: leave these out.")
 
 
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:

@@ -487,7 +487,8 @@ class Trace:
             labels = _as_tensor(self.labels, "labels", f"({n},) integers, or ({n},{c}) of 0 and 1")
             if self.task in CONTINUOUS:
                 check_truth(labels, n, c, "regression")
-                object.__setattr__(self, "labels", labels.float().view(n, c))
+                dtype = torch.promote_types(self.logits.values.dtype, torch.float32)  # type: ignore[union-attr]
+                object.__setattr__(self, "labels", labels.to(dtype).view(n, c))
                 return
             if labels.ndim == 2:
                 object.__setattr__(self, "task", "multilabel")

@@ -31,7 +31,7 @@ from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
-from exitlens.types.tasks import BY_LABELS, CONTINUOUS, are_same, check_truth, find_answers, refuse_task
+from exitlens.types.tasks import BY_LABELS, CONTINUOUS, are_same, check_truth, check_vectors, find_answers, refuse_task
 from exitlens.types.tiles import Tiles
 from exitlens.types.traces import AnswerSummary, Logits, LogitsSummary, PixelSummary, hash_rows
 
@@ -154,6 +154,7 @@ def _check_probes(net: ExitNet, probes: Tensor) -> Tensor:
     if net.info.task != "embedding" or probes.ndim != 2 or probes.shape[1] != wide or len(probes) <= answers.NEAREST:
         wanted = f"more than {answers.NEAREST} vectors (P,{wide}) for a network that answers vectors"
         raise InputError(f"probes: expected {wanted}, got {tuple(probes.shape)}. Fix: pass vectors of the final exit.")
+    check_vectors(probes.float(), "probes")
     return probes.float().to(net.device)
 
 

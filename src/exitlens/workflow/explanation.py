@@ -28,7 +28,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, NumberView, PixelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 from exitlens.types.settings import CHANGE_SCORES
-from exitlens.types.tasks import ANSWERS, CONTINUOUS, find_answers, read_answers, refuse_task
+from exitlens.types.tasks import ANSWERS, CONTINUOUS, check_vectors, find_answers, read_answers, refuse_task
 
 
 def explain(
@@ -104,6 +104,7 @@ def _check_other(net: ExitNet, data: Any, to: Tensor | None) -> Tensor:
             f"to: expected a vector ({wide},), or ({count},{wide}) for a batch, got {got}. Fix: pass that of a query, as "
             "predict gives it, and one batch."
         )
+    check_vectors(to, "to")
     return to.to(net.device).expand(count, -1)
 
 

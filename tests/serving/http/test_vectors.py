@@ -45,9 +45,11 @@ def make_sentences() -> xl.ExitNet:
     return net
 
 
-@pytest.mark.parametrize("numbers", [1, 2, 0])
-def test_answers_are_those_of_predict(numbers):
+@pytest.mark.parametrize(("numbers", "datatype"), [(1, "FP32"), (1, "FP64"), (2, "FP32"), (0, "FP32")])
+def test_answers_are_those_of_predict(numbers, datatype):
     net = make(numbers)
+    if datatype == "FP64":
+        net.describe(units=((1.7e9, 1.0),))
     scores = ("closeness", "stability") if numbers else ("vector_closeness", "vector_stability")
     policies = {"default": xl.Policy((0.5, 0.4), scores[0]), "change": xl.Policy((math.inf, 0.5), scores[1])}
     model = wrap_network("m", net, policies)
@@ -58,12 +60,12 @@ def test_answers_are_those_of_predict(numbers):
             expected, found = xl.predict(net, SERIES, policy), {output["name"]: output for output in reply["outputs"]}
             assert [*found] == ["label", "exit", "confidence", "cost"]
             label = found["label"]
-            assert (label["datatype"], label["shape"]) == ("FP32", list(expected.labels.shape))
-            assert np.allclose(label["data"], expected.labels.flatten(), atol=1e-5)
+            assert (label["datatype"], label["shape"]) == (datatype, list(expected.labels.shape))
+            assert np.allclose(label["data"], expected.labels.flatten(), atol=1e-5, rtol=1e-5 if datatype == "FP32" else 0)
             assert found["exit"]["data"] == expected.exits.tolist()
             assert np.allclose(found["confidence"]["data"], expected.confidence, atol=1e-5)
         described = {output["name"]: output for output in client.get("/v2/models/m").json()["outputs"]}
-        assert described["label"] == {"name": "label", "datatype": "FP32", "shape": [-1, *expected.labels.shape[1:]]}
+        assert described["label"] == {"name": "label", "datatype": datatype, "shape": [-1, *expected.labels.shape[1:]]}
         given["parameters"] = {"max_cost": model.cost[1]}
         limited = {each["name"]: each["data"] for each in client.post("/v2/models/m/infer", json=given).json()["outputs"]}
         assert max(limited["exit"]) <= 1

@@ -143,8 +143,9 @@ OUTPUTS: Mapping[str, Output] = {
 
 
 def name_type(model: ServedModel, name: str) -> str:
-    """Return the datatype of an output in the protocol: labels that are numbers or vectors are FP32."""
-    return "FP32" if name == "label" and model.gives_values else OUTPUTS[name].datatype
+    """Return the datatype of an output in the protocol: labels that are numbers or vectors are FP32 or FP64."""
+    is_number = name == "label" and model.gives_values
+    return f"FP{8 * np.dtype(model.label_type).itemsize}" if is_number else OUTPUTS[name].datatype
 
 
 def list_default_outputs(model: ServedModel) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -17,8 +18,8 @@ from rich.progress import Progress
 from torchvision.transforms import v2
 
 from exitlens.data.batches import read_labels, read_targets, weigh_classes
-from exitlens.errors import InputError, TrainingError, require
-from exitlens.functional.answers import measure_units
+from exitlens.errors import DataWarning, InputError, TrainingError, require
+from exitlens.functional.answers import Units, are_far, measure_units
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE, VECTOR
 from exitlens.model._torch_compat import has_fast_bfloat16
@@ -185,10 +186,8 @@ def fit(  # noqa: PLR0913
         # before anything is written
         no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
         ignoring = Ignoring(settings.ignore, net, train) if settings.ignore else None
-        if net.info.task == "regression" and not net.info.units:
-            targets = read_targets(train)
-            check_truth(targets, len(targets), net.info.num_classes, "regression", "train labels")
-            net.describe(units=measure_units(targets))
+        if net.info.task == "regression":
+            net.describe(units=_choose_units(net, train))
         run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks, teacher=teacher)
         with ranks.together():
             net.describe(task=check_validation(net, val))
@@ -307,6 +306,24 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
             fix = f"take it as EGTLoss does, or leave {cause.partition('=')[0]} out"
             raise InputError(f"loss: {cause} passes {name}=, which {type(loss).__name__} does not take. Fix: {fix}")
     return loss
+
+
+def _choose_units(net: ExitNet, train: Any) -> Units:
+    """Return the units that the network has if they serve for these targets, too, else those of these."""
+    targets, known = read_targets(train), net.info.units
+    check_truth(targets, len(targets), net.info.num_classes, "regression", "train labels")
+    units = measure_units(targets)
+    if known and not are_far(known, units):
+        return known
+    if known:
+        warnings.warn(
+            f"train: the network was trained on targets of (mean, spread) {known}, these have {units}. It now answers in "
+            "units of these, so what it has learnt is only kept up to shift and scale. Fix: check the targets, if they "
+            "should be the same.",
+            DataWarning,
+            stacklevel=3,
+        )
+    return units
 
 
 def _refuse_for_task(net: ExitNet, settings: TrainingSettings) -> None:
