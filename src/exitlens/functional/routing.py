@@ -199,4 +199,5 @@ def route(trace: Trace, policy: Policy) -> Tensor:
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     policy.check(trace.num_exits, trace.network, trace.task)
+    policy.check_tiles(trace.tiles)
     return find_first_firing(score_early_exits(trace, policy), policy.thresholds)

@@ -32,6 +32,7 @@ from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.settings import COUNT, NECK_SHARE, check_choice, check_number
 from exitlens.types.tasks import BY_LABELS, TASKS, USUAL_SCORES, Task, count_answers, refuse_task
+from exitlens.types.tiles import Tiles
 
 Final = Literal["head", "keep"]
 
@@ -362,10 +363,11 @@ class ExitNet(nn.Module):
         """Return the tensors that the first stage takes; raise :class:`InputError` for inputs it cannot take."""
         return self.input_spec.check(inputs, name, self.weight)
 
-    def check_policy(self, policy: Policy) -> None:
-        """Raise :class:`InputError` for another object, and :class:`PolicyError` for a policy of another network."""
+    def check_policy(self, policy: Policy, tiles: Tiles | None = None) -> None:
+        """Raise :class:`InputError` for another object, :class:`PolicyError` for a policy of another network or tiles."""
         require(policy, Policy, "policy", "see exitlens.calibrate")
         policy.check(self.num_exits, self.identity() if policy.network else "", self.info.task)
+        policy.check_tiles(tiles)
 
     def _make_example(self) -> Activations:
         return self.unpack(self.info.example(self.weight))

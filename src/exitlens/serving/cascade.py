@@ -75,8 +75,8 @@ class Ticket:
     """The samples of one request, and their answers so far.
 
     Attributes:
-        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels; numbers and vectors as float32, or float64
-            where it would round numbers.
+        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels; numbers and vectors as float32, or
+            float64 where that would round numbers.
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
         trust: ``(n,)`` float32, a gate's estimates that the final exit would answer the same; -1 without a gate.
         refused: ``(n,)`` int64, the first exits whose answers the gate refused; -1 for none.

@@ -15,6 +15,7 @@ from exitlens.errors import InputError, PolicyError, require
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.settings import ALL_SCORES, MISSED_AREA, CalibrationRequest, SampleSketch, read_record
 from exitlens.types.tasks import ANSWERS, BY_LABELS, USUAL_SCORES, Task, task_of_score
+from exitlens.types.tiles import Tiles
 from exitlens.types.traces import ExitLatency
 
 FORMAT = 1  # of Calibration.to_dict
@@ -83,6 +84,7 @@ class Calibration:
         groups: number of independent groups of samples; ``None`` if all samples are independent.
         timing: time of a batch at each exit; ``None`` if it was not measured.
         held_out: mean loss of held-out samples over all folds, by the name of the risk.
+        tiles: the samples are these parts of images; ``None`` if they are whole.
 
     Examples:
         >>> xl.calibrate(trace, max_disagreement=0.5).calibration.limits
@@ -105,6 +107,7 @@ class Calibration:
     groups: int | None = None
     timing: ExitLatency | None = None
     held_out: Mapping[str, float] | None = None
+    tiles: Tiles | None = None
 
     @property
     def limits(self) -> dict[str, float]:
@@ -236,8 +239,9 @@ def _describe_promise(name: str, limit: float, record: Calibration, task: Task) 
     if name.startswith(MISSED_AREA):
         missed = name.removeprefix(MISSED_AREA)
         return f"misses at most {100 * limit:.4g} % of the area of {missed}, on average over the images that have it"
+    part = "an image" if record.tiles is None else "a tile"
     if task == "segmentation" and name == "max_disagreement":
-        return f"answers at most {100 * limit:.4g} % of an image's pixels unlike the full network, on average over images"
+        return f"answers at most {100 * limit:.4g} % of {part}'s pixels unlike the full network, on average"
     spread = f"{100 * limit:.4g} % of the spread of the training targets"
     return {
         "max_error_increase": f"errs by at most {spread} more than the full network, on average (increases of more than one "
@@ -248,7 +252,7 @@ def _describe_promise(name: str, limit: float, record: Calibration, task: Task) 
         "(below 0 it counts as 0)",
         "max_rank_change": f"loses at most {100 * limit:.4g} % of the ten nearest probes of the full network's vectors, on "
         "average",
-        "max_pixel_error_drop": f"gets at most {points} more of an image's pixels wrong than the full network, on average",
+        "max_pixel_error_drop": f"gets at most {points} more of {part}'s pixels wrong than the full network, on average",
         "max_miou_drop": f"loses at most {points} of an image's mean IoU against the full network, on average over images",
         "max_accuracy_drop": f"is at most {points} less accurate than the full network",
         "max_class_accuracy_drop": f"is at most {points} less accurate than the full network in {where}",
@@ -507,6 +511,15 @@ class Policy:
         if self.network and network and self.network != network:
             raise PolicyError(
                 f"{place}: it was calibrated for network {self.network}, this is {network}: calibrate one for this network"
+            )
+
+    def check_tiles(self, tiles: Tiles | None) -> None:
+        """Raise :class:`PolicyError` if it was calibrated on other tiles, or on whole images and not on tiles."""
+        record = self.calibration
+        if record is not None and record.tiles != tiles:
+            has, wanted = (str(each or "whole images") for each in (record.tiles, tiles))
+            raise PolicyError(
+                f"policy: it was calibrated on {has}, this is for {wanted}. Fix: collect and calibrate on {wanted}."
             )
 
     def rule_hash(self) -> str:

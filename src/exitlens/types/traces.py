@@ -27,6 +27,7 @@ from exitlens.types.settings import (
     read_record,
 )
 from exitlens.types.tasks import ANSWERS, CONTINUOUS, TASKS, Task, are_same, check_truth, count_answers, find_answers
+from exitlens.types.tiles import Tiles
 
 FORMAT = 1  # of Trace.save
 NOTED = "network", "task", "classes"  # fields of a trace that are no tensors
@@ -385,6 +386,9 @@ def make_increasing(values: Sequence[float], step: float = 1e-4) -> tuple[float,
     return tuple(increasing)
 
 
+RECORDS = {"timing": ExitLatency, "tiles": Tiles}  # other fields, which are dataclasses
+
+
 @dataclass(frozen=True, repr=False)
 class Trace:
     """What one pass over a data set recorded: all that calibration, routing and evaluation need.
@@ -414,6 +418,7 @@ class Trace:
             the logits (labels ``(N,C)`` imply it); ``segmentation``, one for each pixel (a ``PixelSummary`` implies it);
             ``regression``, numbers; or ``embedding``, vectors.
         classes: their names, for limits that name one; empty: they go by their numbers.
+        tiles: its samples are these parts of images (``collect(tiles=)``).
         certificate_requests: made of these samples so far (not an argument, and not saved with the trace). Asking until one
             is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
         sample_hashes: ``(N,)`` of logits that are not kept whole (:meth:`hash_samples`).
@@ -442,6 +447,7 @@ class Trace:
     task: Task = "classes"
     swaps: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    tiles: Tiles | None = None
     certificate_requests: list[CertificateRequest] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -631,7 +637,7 @@ class Trace:
             return {name: part[rows] for name, part in value.items()} if isinstance(value, Mapping) else value[rows]
 
         kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing, "task": self.task}
-        kept |= {"classes": self.classes}
+        kept |= {"classes": self.classes, "tiles": self.tiles}
         values = ((part.name, getattr(self, part.name)) for part in fields(self) if part.init and part.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
@@ -655,7 +661,7 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace as one safetensors file, atomically; raise :class:`OutputError` if that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (item.name for item in fields(self) if item.name not in (*NOTED, "timing", "certificate_requests")):
+        for name in (item.name for item in fields(self) if item.name not in (*NOTED, *RECORDS, "certificate_requests")):
             value = getattr(self, name)
             parts = value.parts() if isinstance(value, LogitsSummary) else value
             named = {f"{name}.{part}": item for part, item in parts.items()} if isinstance(parts, Mapping) else {name: parts}
@@ -663,7 +669,8 @@ class Trace:
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
         note = {"format": FORMAT, "num_classes": self.logits.shape[2]} | {name: getattr(self, name) for name in NOTED}
-        write_tensors(Path(path), alone, note | {"timing": None if self.timing is None else asdict(self.timing)}, "path")
+        records = {name: asdict(record) for name in RECORDS if (record := getattr(self, name)) is not None}
+        write_tensors(Path(path), alone, note | records, "path")
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -694,7 +701,8 @@ class Trace:
                     values["logits"] = PixelSummary(**{"confusion": None} | parts)
                 else:
                     values["logits"] = CompactLogits(**{"label": None} | parts, num_classes=note["num_classes"])
-            return cls(**values, timing=read_record(ExitLatency, note["timing"]) if note.get("timing") else None)
+            values |= {name: read_record(kind, note[name]) for name, kind in RECORDS.items() if note.get(name)}
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"path: expected what Trace.save wrote, {path} is damaged ({error})") from error
 

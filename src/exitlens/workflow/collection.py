@@ -282,6 +282,7 @@ class _Recorder:
             groups=_join(self._ids),
             task=self._net.info.task,
             classes=self._net.info.classes,
+            tiles=self._tiles,
         )
         if swap is not None:
             trace = swap(trace)

@@ -51,8 +51,8 @@ def predict(
             folder, a loader or several batches call :func:`exitlens.predict_stream`.
         policy: of this network (checked by fingerprint where the policy carries one), or an :class:`~exitlens.Adaptive`.
         attention: also return the attention map of the exit that answered, placed in the image.
-        tiles: with one class a pixel, parts of the images that leave each for itself; the policy should come from a trace
-            collected with the same tiles.
+        tiles: with one class a pixel, parts of the images that leave each for itself; a calibrated policy has to come from a
+            trace of the same tiles.
 
     Returns:
         Labels (a class per sample, or for every label whether the sample has it; numbers or vectors), exits, scores and
@@ -64,7 +64,7 @@ def predict(
         (torch.Size([8]), torch.Size([8]), 8)
     """
     require(net, ExitNet, "net")
-    check_policy(net, policy)
+    check_policy(net, policy, tiles)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(inputs, Tensor | Mapping):
@@ -96,9 +96,9 @@ def _describe_recomposing(net: ExitNet) -> Recomposing:
     return Recomposing(net.input_spec.modality, net.input_spec.names, net.info.place)
 
 
-def check_policy(net: ExitNet, policy: Policy | Adaptive) -> None:
+def check_policy(net: ExitNet, policy: Policy | Adaptive, tiles: Tiles | None = None) -> None:
     """Raise :class:`PolicyError` for a policy of another network, :class:`InputError` for a limit on maps without any."""
-    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
+    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy, tiles)
     if isinstance(policy, Adaptive):
         refuse_task(net.info.task, "policy: an Adaptive")
     if isinstance(policy, Adaptive) and policy.loss != "disagreement":

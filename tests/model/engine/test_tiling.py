@@ -1,5 +1,6 @@
 """Tiles of images leave each for itself, and answer what the whole image answers where the halo is large enough."""
 
+import json
 import math
 
 import pytest
@@ -66,6 +67,33 @@ def test_a_trace_of_tiles_says_what_tiles_do():
     torch.testing.assert_close(trace.accuracy.gather(1, pred.tile_exits.flatten()[:, None])[:, 0], share)
     promised = xl.calibrate(trace, max_pixel_error_drop=0.9, delta=0.2)
     assert promised.calibration.groups == 20
+    assert "more of a tile's pixels wrong" in promised.certificate()
+
+
+def test_a_policy_keeps_to_the_tiles_that_it_was_calibrated_on(tmp_path):
+    net, tiles, data = make_unet(), Tiles(8, 8), make_pixel_set(20)
+    trace, whole = xl.collect(net, data, tiles=tiles), xl.collect(net, data)
+    trace.save(tmp_path / "t")
+    assert xl.Trace.load(tmp_path / "t").tiles == trace.select(torch.arange(4)).tiles == tiles
+    for limits in ({"max_miou_drop": 0.1}, {"max_missed_area": {1: 0.1}}):
+        with pytest.raises(
+            xl.errors.InputError, match=r"is about whole images, and this trace has tiles of them. Fix: pass max_"
+        ):
+            xl.calibrate(trace, **limits)
+    of_tiles, of_images = (xl.calibrate(each, max_disagreement=0.5) for each in (trace, whole))
+    assert xl.Policy.from_dict(json.loads(json.dumps(of_tiles.to_dict()))) == of_tiles
+    for run in (
+        lambda: xl.predict(net, data.inputs, of_tiles),
+        lambda: xl.predict(net, data.inputs, of_tiles, tiles=Tiles(8, 0)),
+        lambda: xl.predict(net, data.inputs, of_images, tiles=tiles),
+        lambda: next(iter(xl.predict_stream(net, data, of_tiles))),
+        lambda: xl.route(whole, of_tiles),
+        lambda: xl.evaluate(trace, of_images),
+        lambda: xl.explain(net, data.inputs[0], of_tiles),
+        lambda: xl.export(net, of_tiles, tmp_path / "edge"),
+    ):
+        with pytest.raises(xl.errors.PolicyError, match=r"policy: it was calibrated on .*, this is for .*. Fix: collect"):
+            run()
 
 
 @pytest.mark.parametrize(
