@@ -82,8 +82,8 @@ def attach(  # noqa: PLR0913
             class a pixel: a neck before it (:class:`~exitlens.model.heads.ContextNeck`,
             :class:`~exitlens.model.heads.TokenNeck`) makes early answers much better for a little more cost, and puts all
             maps on one grid, if sizes divide. If the last features have fewer than 7 locations a side, the final head reads
-            earlier, finer ones too; heads on tokens read those of the first exit beside their own. ``"average"``: average
-            pooling, for comparison. ``"skip"``, for vectors: an exit skips to the last stage
+            earlier, finer ones too; with ``final="head"``, heads on tokens read those of the first exit beside their own.
+            ``"average"``: average pooling, for comparison. ``"skip"``, for vectors: an exit skips to the last stage
             (:class:`~exitlens.model.heads.SkipHead`), so its features have to have the shape of those before that stage.
         neck_share: share of the backbone's multiply-accumulates that all necks of context heads together may take. In small
             networks 0.04 is a bottleneck of 8 to 24 channels; docs/measured/static.md tries 0.09.
