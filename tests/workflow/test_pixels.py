@@ -76,6 +76,19 @@ def test_what_training_refuses(options, message):
         xl.fit(make_unet(), data, data, epochs=1, progress=False, **options)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(8, 8, 8, dtype=torch.long), r"labels: expected \(8, 16, 16\), of the size of the images"),
+        (torch.full((8, 16, 16), 255), "val: none of its pixels has a class"),
+    ],
+)
+def test_validation_labels_that_say_nothing_of_the_images_are_refused(labels, message):
+    data = make_pixel_set(8)
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.fit(make_unet(), data, TensorDataset(data.inputs, labels), epochs=1, progress=False)
+
+
 def test_labels_of_another_kind_are_refused(net, tiny_set):
     data, few = make_pixel_set(4), tiny_set.first(4)
     with pytest.raises(xl.errors.InputError, match=r"val labels: this network answers one class a sample: expected \(1,\)"):

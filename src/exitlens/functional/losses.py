@@ -169,7 +169,8 @@ def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool
     return 1 - (measures.cosine if distance == "cosine" else measures.pearson)(target, exit_map)
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Raise :class:`InputError` unless labels fit logits ``(B,C)`` or ``(B,C,H,W)``."""
     batch, classes, *size = logits.shape
     check_truth(labels, batch, classes, "segmentation" if size else "classes" if labels.ndim == 3 else None)
     if size and list(labels.shape[1:]) != size:
@@ -359,7 +360,7 @@ class EGTLoss:
                 ``exit_weights``. It counts as distillation, and is not ramped.
         """
         if self.task is None:
-            _check_labels(labels, outputs[0].logits)
+            check_labels(labels, outputs[0].logits)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: net.observe(x, features=True).features")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):

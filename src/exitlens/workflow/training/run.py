@@ -21,7 +21,7 @@ from exitlens.data import batches
 from exitlens.data.batches import Loader, as_batch, iterate_batches
 from exitlens.errors import InputError, TrainingError
 from exitlens.functional.answers import rate_answers
-from exitlens.functional.losses import EGTLoss
+from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid, pearson
 from exitlens.functional.pixels import count_confusion, measure_mean_iou
 from exitlens.io import read_tensors, write_tensors
@@ -301,6 +301,8 @@ class TrainingRun:
                 outputs: Sequence[ExitOutput] = net(inputs)
                 task = check_task(labels, count_rows(inputs), self.net.info)
                 labels = self.net.info.read_targets(labels)
+                if len(confusion):
+                    check_labels(labels, outputs[0].logits)
                 count += len(labels)
                 total += self.loss.classify(outputs, labels).item() * len(labels)
                 for k, out in enumerate(outputs):
@@ -325,7 +327,7 @@ class TrainingRun:
         quality = {"regression": "r2", "embedding": "cosine"}.get(self.net.info.task, "accuracy")
         row = {quality: (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
         if len(confusion):
-            row |= {"accuracy": rate_pixels(confusion).tolist(), "miou": measure_mean_iou(confusion).tolist()}
+            row |= _rate_exits(confusion)
         return row | {"f1": (2 * hits / marks.clamp_min(1)).tolist()} if marks.any() else row
 
     def save(self, row: dict[str, Any]) -> None:
@@ -361,6 +363,12 @@ class TrainingRun:
         elif self.average is not None:
             load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
+
+
+def _rate_exits(confusion: Tensor) -> dict[str, list[float]]:  # (K,C,C)
+    if not confusion.sum():
+        raise InputError("val: none of its pixels has a class: all labels are 255. Fix: pass labelled images.")
+    return {"accuracy": rate_pixels(confusion).tolist(), "miou": measure_mean_iou(confusion).tolist()}
 
 
 def compute_gradients(
