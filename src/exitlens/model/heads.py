@@ -6,7 +6,6 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import ge
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
@@ -796,10 +795,10 @@ def _make_pixel_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, b
     sides = list_tensors(pieces.traced.example)[0].shape[2:]
     for finer in FINER:
         outputs = num_classes * finer**2
-        neck = fit_neck(channels, size, grid, budget, beside, outputs if finer > 1 else 0)
+        neck = fit_neck(channels, size, grid, budget, beside, outputs)
         cells = lateral.size if lateral else [n // neck.shrink for n in size]
-        fits = math.prod(cells) * neck.width * outputs <= budget / 2 and all(map(ge, sides, [n * finer for n in cells]))
-        if fits:
+        has_pixels = all(side >= n * finer for side, n in zip(sides, cells, strict=True))
+        if has_pixels and math.prod(cells) * neck.width * outputs <= budget / 2:
             break
     return PixelHead(channels, num_classes, layout, neck, lateral.layout if lateral else None, finer)
 

@@ -41,7 +41,7 @@ class _Parts:
 
 
 def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: Tiles, finer: Sequence[int]) -> Prediction:
-    """Answer images ``(B,C,H,W)`` tile by tile; see :class:`~exitlens.types.Tiles`. ``finer``: of each exit's head."""
+    """Answer images ``(B,C,H,W)`` tile by tile (:class:`~exitlens.types.Tiles`). ``finer``: logits along a cell, by exit."""
     size, device = activations[0].shape[2:], activations[0].device
     grid, window, sides = tiles.count(size), tiles.window(size), (tiles.side, tiles.side)
     images = torch.arange(len(activations[0]), device=device).repeat_interleave(grid[0] * grid[1])
@@ -52,7 +52,7 @@ def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: T
     for k in range(policy.num_exits):
         if needs_head(policy, k):
             activations, p, *_ = engine.run_exit(k, activations, policy.temperatures[k], policy.score)
-            _check_stride((*activations, p[..., :: finer[k], :: finer[k]]), parts.size, tiles)
+            _check_stride(p[..., :: finer[k], :: finer[k]], parts.size, tiles)
             cells = parts.cut(p, sides)
             certainty = score_of(cells, policy.score)
             fired = torch.ones_like(waiting, dtype=torch.bool)
@@ -83,7 +83,8 @@ def _open_windows(
     activations: Activations, parts: _Parts, window: Sequence[int], tiles: Tiles
 ) -> tuple[Activations, _Parts]:
     """Cut what crosses into windows around tiles, which are moved into the image at its edges."""
-    _check_stride(activations, parts.size, tiles)
+    for each in activations:
+        _check_stride(each, parts.size, tiles)
     room = torch.tensor([whole - part for whole, part in zip(parts.size, window, strict=True)], device=parts.starts.device)
     begins = (parts.starts - tiles.halo).clamp_min(0).minimum(room)
     around = _Parts(parts.rows, begins, parts.size)
@@ -91,8 +92,7 @@ def _open_windows(
     return cut, _Parts(torch.arange(len(begins), device=begins.device), parts.starts - begins, window)
 
 
-def _check_stride(every: Activations, size: Sequence[int], tiles: Tiles) -> None:
-    for maps in every:
-        if maps.ndim != 4 or size[0] * maps.shape[3] != size[1] * maps.shape[2]:
-            raise InputError(f"tiles: what crosses between stages has to be maps of the image, got {tuple(maps.shape)}")
-        tiles.check_stride(size[0] / maps.shape[2])
+def _check_stride(maps: Tensor, size: Sequence[int], tiles: Tiles) -> None:
+    if maps.ndim != 4 or size[0] * maps.shape[3] != size[1] * maps.shape[2]:
+        raise InputError(f"tiles: what crosses between stages has to be maps of the image, got {tuple(maps.shape)}")
+    tiles.check_stride(size[0] / maps.shape[2])
