@@ -1,9 +1,17 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import exitlens as xl
-from exitlens.data.batches import count_batches, draw_order, iterate_batches, make_epoch_loader, read_labels, weigh_classes
+from exitlens.data.batches import (
+    as_batch,
+    count_batches,
+    draw_order,
+    iterate_batches,
+    make_epoch_loader,
+    read_labels,
+    weigh_classes,
+)
 
 
 def test_every_kind_of_source_gives_the_same_batches(tiny_set):
@@ -25,6 +33,36 @@ def test_bad_sources():
         list(iterate_batches(3))
     with pytest.raises(xl.errors.InputError, match="dict"):
         list(iterate_batches([{"image": 1}]))
+
+
+class Uneven(Dataset):
+    """Samples that make no batch, because their inputs or labels differ in shape, or labels are lists."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        image, label = torch.zeros(3, 8, 8), torch.zeros(8, 8)
+        return {"inputs": (image[:, i:], 1), "labels": (image, label[i:]), "lists": (image, [1, 0, 1])}[self.what]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("inputs", "data: samples do not make a batch: .* Fix: "),
+        ("labels", "data: samples do not make a batch: .* Fix: "),
+        ("lists", r"expected labels as numbers or one tensor, got list .* Fix: "),
+    ],
+)
+def test_samples_of_several_shapes_are_refused(what, message, workers):
+    with pytest.raises(xl.errors.InputError, match=message):
+        list(iterate_batches(Uneven(what), 4, workers=workers))
+    with pytest.raises(xl.errors.InputError, match=message):
+        list(map(as_batch, make_epoch_loader(Uneven(what), 4, 0, workers)))
 
 
 def test_an_epoch_visits_each_image_once_in_an_order_that_depends_on_the_seed(tiny_set):

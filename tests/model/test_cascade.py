@@ -20,9 +20,9 @@ RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Small(nn.Module):
     """A network with fewer channels than ``TinyNet``, which ends in pooling and one linear layer, too."""
 
-    def __init__(self, classes: int = 4, width: int = 4) -> None:
+    def __init__(self, classes: int = 4, width: int = 4, channels: int = 3) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width)
+        self.conv, self.norm = nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width)
         self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -166,6 +166,15 @@ def test_three_texts_too():
         (
             lambda a, b: xl.cascade([a, b], IMAGES, preprocess=[xl.data.Preprocess((8, 8))]),
             "preprocess: expected one for each",
+        ),
+        (
+            lambda a, b: xl.cascade([nn.Conv2d(1, 4, 3), b], IMAGES),
+            r"members\[0\]: it fails on an example of shape .* Fix: ",
+        ),
+        (lambda a, b: xl.cascade([a, b], IMAGES[0]), r"members\[0\]: it fails on an example of shape .* Fix: "),
+        (
+            lambda a, b: xl.cascade([xl.attach(Small(channels=1), [], 4, IMAGES[:1, :1]), b], IMAGES),
+            r"members\[0\]: it takes inputs .* \(\(\), 3, 1\), the example has \(\(\), 3, 3\)",
         ),
         (lambda a, b: xl.cascade([nn.Flatten(0), b], IMAGES), r"members: expected networks that return logits \(B,C\)"),
     ],

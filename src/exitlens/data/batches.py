@@ -11,12 +11,21 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from exitlens.data.readers import check_bad
 from exitlens.data.sets import LazySet
 from exitlens.data.workers import Plan, choose_workers
-from exitlens.errors import InputError
+from exitlens.errors import InputError, first_line
 from exitlens.functional.groups import draw_from_groups
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs, split_rows
@@ -162,13 +171,26 @@ def _split(source: Any, batch_size: int, workers: int | None = None, name: str =
     if isinstance(source, LazySet):
         return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):  # a generator of its own leaves the global one alone
-        source = DataLoader(source, batch_size, num_workers=workers or 0, generator=torch.Generator())
+        source = DataLoader(
+            source, batch_size, num_workers=workers or 0, collate_fn=collate_samples, generator=torch.Generator()
+        )
     if isinstance(source, DataLoader) and source.batch_size and (groups := read_groups(source)) is not None:
         pairs = zip(source, groups.split(source.batch_size), strict=not source.drop_last)
         return (as_batch(batch)._replace(groups=ids) for batch, ids in pairs)
     if not isinstance(source, Iterable):
         raise InputError(f"{name}: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
     return source
+
+
+def collate_samples(samples: list[Any]) -> Any:
+    """Return the batch of samples that PyTorch makes of them; raise :class:`InputError` if they differ in shape."""
+    try:
+        return default_collate(samples)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"data: samples do not make a batch: {first_line(error)}. Fix: give tensors of one shape, resized or padded, or "
+            "a DataLoader with a collate_fn."
+        ) from error
 
 
 def plan_in_order(count: int, batch_size: int) -> Plan:
@@ -211,12 +233,22 @@ def as_batch(batch: Any, device: torch.device | None = None, name: str = "data")
     parts = batch if isinstance(batch, list | tuple) and batch else (batch,)  # a TensorDataset without labels gives [x]
     if isinstance(parts[0], Tensor) or _is_inputs(parts[0]):
         inputs = map_inputs(parts[0], lambda t: t.to(device))
-        labels = None if len(parts) < 2 or parts[1] is None else torch.as_tensor(parts[1]).to(device)
+        labels = None if len(parts) < 2 or parts[1] is None else _read_labels(parts[1], name).to(device)
         groups = batch.groups if isinstance(batch, Batch) else None
         return Batch(inputs, labels, None if groups is None else groups.to(device))
     kind = type(batch).__name__
     holds = f" of {', '.join(type(item).__name__ for item in batch[:3])}" if isinstance(batch, list | tuple) else ""
     raise InputError(f"{name}: expected batches of inputs or (inputs, labels), got {kind}{holds}")
+
+
+def _read_labels(labels: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: expected labels as numbers or one tensor, got {type(labels).__name__} ({first_line(error)}). Fix: "
+            "return torch.tensor(label) for each sample."
+        ) from error
 
 
 def _is_inputs(value: Any) -> bool:
@@ -368,4 +400,4 @@ def make_epoch_loader(
     if isinstance(data, LazySet):
         return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two
     generator = torch.Generator().manual_seed(ranks.vary_seed(seed))
-    return DataLoader(data, batch_sampler=plan, num_workers=workers or 0, generator=generator)
+    return DataLoader(data, batch_sampler=plan, num_workers=workers or 0, collate_fn=collate_samples, generator=generator)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from exitlens.errors import AttachError, InputError, require
+from exitlens.errors import AttachError, InputError, first_line, require
 from exitlens.model.attach import attach
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.model.cutting.placement import count_macs
@@ -68,10 +68,11 @@ def cascade(
     example = map_inputs(_make_example(members) if example is None else example, lambda t: t[:1].detach())
     given = _read_preprocess(members, preprocess)
     outer = _choose_preprocess(given, example)
-    nets = [_open(*pair, example) for pair in zip(members, given, strict=True)]
+    places = [f"members[{title}]" for title in titles]
+    nets = [_open(*each, example) for each in zip(places, members, given, strict=True)]
     names = tuple(classes) or next((net.info.classes for net in reversed(nets) if net.info.classes), ())
-    for title, net in zip(titles, nets, strict=True):
-        _check_member(f"members[{title}]", net, nets[-1], names, example)
+    for place, net in zip(places, nets, strict=True):
+        _check_member(place, net, nets[-1], names, example)
     adapters = [_make_adapter(outer, *pair, example) for pair in zip(nets, given, strict=True)]
     parts = list(_join(nets, adapters, names, len(list_tensors(example))))
     stages, heads = zip(*parts, strict=True)
@@ -128,7 +129,7 @@ def _choose_preprocess(given: Sequence[Preprocessing | None], example: Inputs) -
     return replace(pixels[-1], size=(height, width))
 
 
-def _open(member: nn.Module, preprocess: Preprocessing | None, example: Inputs) -> ExitNet:
+def _open(place: str, member: nn.Module, preprocess: Preprocessing | None, example: Inputs) -> ExitNet:
     """Return a member with exits as it is, and another as a network of one exit, its own classifier."""
     if isinstance(member, ExitNet):
         size = member.info.input_shape[1:]
@@ -139,8 +140,15 @@ def _open(member: nn.Module, preprocess: Preprocessing | None, example: Inputs) 
         return member
     if isinstance(preprocess, Preprocess):
         example = list_tensors(example)[0].new_zeros(1, len(preprocess.mean), *preprocess.size)
-    with preserve_state(member), switch_mode(member, False), torch.no_grad():
-        logits = member(example) if isinstance(example, Tensor) else member(**example)
+    try:
+        with preserve_state(member), switch_mode(member, False), torch.no_grad():
+            logits = member(example) if isinstance(example, Tensor) else member(**example)
+    except Exception as error:  # any operation of the user's network may refuse the inputs
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in list_tensors(example))
+        raise AttachError(
+            f"{place}: it fails on an example of shape {shapes}: {first_line(error)}. Fix: pass example=images[:1], "
+            "with the channels that every member takes."
+        ) from error
     logits = getattr(logits, "logits", logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise AttachError("members: expected networks that return logits (B,C). Fix: wrap the module so that it does.")
@@ -160,10 +168,17 @@ def _check_member(place: str, net: ExitNet, last: ExitNet, names: tuple[str, ...
         raise AttachError(
             f"{place}: its {info.num_classes} classes do not have these names: {shown}. Fix: pass classes=[...]."
         )
-    kinds = [(info.inputs, len(info.input_shape)), (list_input_names(example), list_tensors(example)[0].ndim - 1)]
+    kinds = [
+        (inputs, len(shape), *shape[:-2][:1])
+        for inputs, shape in (
+            (info.inputs, info.input_shape),
+            (list_input_names(example), tuple(list_tensors(example)[0].shape[1:])),
+        )
+    ]
     if kinds[0] != kinds[1]:
         raise AttachError(
-            f"{place}: it takes inputs (names, axes) {kinds[0]}, the example has {kinds[1]}. Fix: pass inputs of one kind."
+            f"{place}: it takes inputs (names, axes, channels of images) {kinds[0]}, the example has {kinds[1]}. Fix: pass "
+            "inputs of one kind."
         )
     if _find_order(names, info.classes) and not all(isinstance(head, KeptHead) for head in net.heads):
         raise AttachError(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import exitlens as xl
@@ -72,8 +73,14 @@ def test_custom_transforms_get_the_pixels_of_single_images():
     images, _ = _images(5)
     torch.testing.assert_close(Augmentation(Note(), SQUARE)(images), images)
     assert seen == [((3, 16, 16), True, True)] * 5
-    with pytest.raises(xl.errors.InputError, match=r"images of \(3, 16, 16\) again, got \(3, 8, 8\)"):
+    with pytest.raises(xl.errors.InputError, match=r"images and masks of \(3, 16, 16\) again, got \(3, 8, 8\)"):
         Augmentation(v2.CenterCrop(8), SQUARE)(images)
+    with pytest.raises(xl.errors.InputError, match=r"images and masks of \(3, 16, 16\) again, got"):
+        Augmentation(v2.RandomZoomOut(p=1.0), SQUARE)(images)  # a size of its own for each
+    with pytest.raises(xl.errors.InputError, match=r"images and masks of \(16, 16\) again, got \(8, 8\)"):
+        Augmentation(v2.Lambda(lambda mask: mask[:8, :8], tv_tensors.Mask), SQUARE).with_labels(
+            images, torch.zeros(5, 16, 16, dtype=torch.int64)
+        )
 
 
 def test_grey_images():

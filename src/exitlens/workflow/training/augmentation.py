@@ -77,9 +77,15 @@ class Augmentation:
         pixels = self._shift_scale(images, back=True) if self.sees_pixels else images
         covers = [None] * len(pixels) if masks is None else [tv_tensors.Mask(mask) for mask in masks]
         pairs = [self._draw(tv_tensors.Image(image), cover, fill) for image, cover in zip(pixels, covers, strict=True)]
+        for image, mask in pairs:
+            shapes = (images.shape[1:], image.shape), (images.shape[2:], images.shape[2:] if mask is None else mask.shape)
+            for kept, got in shapes:
+                if got != kept:
+                    raise InputError(
+                        f"augment: expected images and masks of {tuple(kept)} again, got {tuple(got)}. Fix: end the "
+                        "transform with v2.Resize."
+                    )
         views = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
-        if views.shape != images.shape:
-            raise InputError(f"augment: expected images of {tuple(images.shape[1:])} again, got {tuple(views.shape[1:])}")
         moved = None if masks is None else torch.stack([m.as_subclass(Tensor) for _, m in pairs if m is not None])
         return self._shift_scale(views, back=False) if self.sees_pixels else views, moved
 
