@@ -77,10 +77,6 @@ def _check_task(trace: Trace, request: CalibrationRequest) -> None:
         if foreign and trace.task not in tasks:
             what = " or ".join(ANSWERS[task] for task in tasks)
             raise InputError(f"{foreign[0]}: it is for {what}, {has}. Fix: pass {fitting[0]} or {fitting[1]}.")
-    of_images = [name for name in request.risk_limits if name.startswith(("max_miou_drop", MISSED_AREA))]
-    if trace.tiles is not None and of_images:
-        fix = "pass max_pixel_error_drop or max_disagreement, or collect whole images"
-        raise InputError(f"{of_images[0]}: it is about whole images, and this trace has tiles of them. Fix: {fix}.")
     temperatures, is_classes = request.temperatures, trace.task in BY_LABELS
     if request.gate and not is_classes:
         raise InputError(f"gate: it is for classes or labels of whole samples, {has}. Fix: leave it out.")

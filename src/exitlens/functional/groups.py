@@ -99,6 +99,12 @@ def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # 
     return sums[there] / sizes[there], sizes[there].double()
 
 
+def sum_groups(counts: Tensor, groups: Tensor) -> Tensor:  # (N,*S), (N,) -> (g,*S)
+    """Return the sum of the counts of every group that has samples, by increasing number; int64."""
+    ids, numbers = groups.unique(return_inverse=True)
+    return counts.new_zeros(len(ids), *counts.shape[1:], dtype=torch.int64).index_add(0, numbers, counts.long())
+
+
 def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0, G) -> (N,)
     """Return float64 weights of mean 1: a group weighs its size, capped at ``largest``; ``None``: all groups the same."""
     sizes = groups.bincount().double()

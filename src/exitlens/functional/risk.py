@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError, suggest
-from exitlens.functional.groups import average_groups, weigh_samples
+from exitlens.functional.groups import average_groups, shuffle_groups, sum_groups, weigh_samples
 from exitlens.functional.pixels import measure_mean_iou, measure_missed
 from exitlens.types import Trace
 from exitlens.types.settings import MISSED_AREA, NUMBER_LIMITS, PIXEL_LIMITS, VECTOR_LIMITS
 from exitlens.types.traces import AnswerSummary, ExitLatency, format_ms
 
 ROOM = 1e-6  # costs are float32
+PART = 4096  # samples whose counts are added to those of their groups at once
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Risk:
     largest: int | None = None  # a group's weight is its size, capped at this; None: all groups weigh the same
     is_absolute: bool = False  # of the exit alone, so that even the final exit may exceed the limit
 
-    def at(self, where: Tensor) -> Risk:
+    def at(self, where: Tensor) -> Self:
         """Return the same risk on some of the samples (indices)."""
         rows, groups = (None if column is None else column[where] for column in (self.rows, self.groups))
         return replace(self, values=self.values[where], rows=rows, groups=groups)
 
-    def with_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
+    def with_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Self:
         """Return the risk over groups, weighted by size (at most the largest group's in ``first``), or all equally."""
         present = groups[first] if self.rows is None else groups[first][self.rows[first]]
         largest = int(present.bincount().max()) if len(present) else 1
@@ -82,6 +84,38 @@ class Risk:
 
     def _select_groups(self) -> Tensor | None:
         return self.groups if self.groups is None or self.rows is None else self.groups[self.rows]
+
+
+@dataclass(frozen=True)
+class PooledRisk(Risk):
+    """A risk of groups whose samples are counted together, as an image's tiles, each of which leaves by itself.
+
+    ``values`` are what a sample adds to its group's loss if all others go to the end, times the group's size. They order
+    policies; whether a limit is kept is decided by the losses themselves. All groups weigh the same.
+    """
+
+    counts: Tensor = field(kw_only=True)  # (N,K,C,C)
+    measure: Callable[[Tensor], Tensor] = field(kw_only=True)  # of a group's counts (n,C,C), its loss (n,)
+
+    def at(self, where: Tensor) -> Self:
+        """Return the same risk on some of the samples (indices)."""
+        return replace(super().at(where), counts=self.counts[where])
+
+    def with_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Self:
+        """Return the risk with its groups numbered as these."""
+        return replace(self, groups=groups)
+
+    def mean(self, exits: Tensor) -> float:  # (N,)
+        """Return the mean over groups."""
+        return self.units(exits).double().mean().item()
+
+    def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
+        """Return each group's loss, less the final exit's unless the risk is absolute."""
+        groups, rows = self._select_groups(), torch.arange(len(exits))
+        assert groups is not None
+        rows = rows if self.rows is None else rows[self.rows]
+        losses = self.measure(sum_groups(self.counts[rows, exits[rows]], groups))
+        return losses if self.is_absolute else losses - self.measure(sum_groups(self.counts[rows, -1], groups))
 
 
 @dataclass(frozen=True)
@@ -146,13 +180,13 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     return trace.disagreement
 
 
-def mean_iou_drop(trace: Trace) -> Tensor:  # -> (N,K)
-    """Return the final exit's mean IoU, over the classes that the image's label has, less the exit's, in [-1, 1]."""
-    mean_iou = measure_mean_iou(trace.require_confusion("max_miou_drop"))
-    return mean_iou[:, -1:] - mean_iou
+def pixel_error_drop(trace: Trace, limit: float) -> Risk:
+    """Return the share of an image's labelled pixels that are wrong, less the final exit's; of tiles it is each tile's."""
+    labelled = _find_labelled(trace, "max_pixel_error_drop")
+    return Risk("max_pixel_error_drop", accuracy_drop(trace), limit, "signed", None if labelled.all() else labelled)
 
 
-def find_labelled(trace: Trace, purpose: str) -> Tensor:  # -> (N,) bool
+def _find_labelled(trace: Trace, purpose: str) -> Tensor:  # -> (N,) bool
     """Return which images have a labelled pixel; nothing can be said of the others, so they count nowhere."""
     labelled = trace.require_confusion(purpose)[:, 0].sum((1, 2)) > 0
     if not labelled.any():
@@ -170,12 +204,39 @@ def missed_area(trace: Trace, name: str, limit: float) -> Risk:
     if not 0 <= label < counts.shape[-1]:
         known = f"{', '.join(classes)} or a number below {counts.shape[-1]}" if classes else f"0 to {counts.shape[-1] - 1}"
         raise InputError(f"max_missed_area: expected classes among {known}, got {name!r}.{suggest(name, classes)}")
-    has_area = counts[:, 0, label].sum(-1) > 0
-    if not has_area.any():
+    if not counts[:, 0, label].any():
         raise CalibrationError(
             f"max_missed_area: no image has {name!r}, so nothing can be said of missing it. Fix: collect some that have it."
         )
-    return Risk(f"{MISSED_AREA}{name}", measure_missed(counts, label), limit, "unit", has_area, is_absolute=True)
+    risk = Risk(f"{MISSED_AREA}{name}", measure_missed(counts, label), limit, "unit", is_absolute=True)
+    return _count_images(trace, risk, partial(measure_missed, label=label), lambda counts: counts[:, label].any(-1))
+
+
+def mean_iou_drop(trace: Trace, limit: float) -> Risk:
+    """Return the final exit's mean IoU, over the classes that the image's label has, less the exit's, in [-1, 1]."""
+    _find_labelled(trace, "max_miou_drop")
+    losses = -measure_mean_iou(trace.require_confusion("max_miou_drop"))
+    risk = Risk("max_miou_drop", losses - losses[:, -1:], limit, "signed")
+    return _count_images(trace, risk, lambda counts: -measure_mean_iou(counts), lambda counts: counts.flatten(1).any(-1))
+
+
+def _count_images(
+    trace: Trace, risk: Risk, measure: Callable[[Tensor], Tensor], has_part: Callable[[Tensor], Tensor]
+) -> Risk:
+    """Return the risk of the images that have a part in it, by counts ``(n,C,C)``: of images, or of all tiles of each."""
+    counts = trace.require_confusion(risk.name)
+    if trace.tiles is None or trace.groups is None or trace.num_groups == len(trace):
+        rows = has_part(counts[:, -1])
+        return replace(risk, rows=None if rows.all() else rows)
+    groups, values = shuffle_groups(trace.groups, seed=0), list[Tensor]()
+    final, sizes = sum_groups(counts[:, -1], groups), groups.bincount()
+    for rows in torch.arange(len(trace)).split(PART):
+        whole, tiles = final[groups[rows], None], counts[rows]
+        alone = sizes[groups[rows], None] * (measure(whole + tiles - tiles[:, -1:]) - measure(whole))
+        values.append(alone + measure(whole) * risk.is_absolute)
+    rows = has_part(final)[groups]
+    known = {"values": torch.cat(values), "rows": None if rows.all() else rows, "groups": groups}
+    return PooledRisk(**vars(risk) | known, counts=counts, measure=measure)
 
 
 def answer_risk(trace: Trace, name: str, limit: float) -> Risk:
@@ -220,9 +281,7 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
         elif name == "max_disagreement":
             risks.append(Risk(name, disagreement(trace), limit, "unit" if trace.task == "segmentation" else "binary"))
         elif name in PIXEL_LIMITS:
-            labelled = find_labelled(trace, name)
-            drop = mean_iou_drop(trace) if name == "max_miou_drop" else accuracy_drop(trace)
-            risks.append(Risk(name, drop, limit, "signed", None if labelled.all() else labelled))
+            risks.append(pixel_error_drop(trace, limit) if name == "max_pixel_error_drop" else mean_iou_drop(trace, limit))
         elif name in (*NUMBER_LIMITS, *VECTOR_LIMITS):
             risks.append(answer_risk(trace, name, limit))
         elif name.startswith(MISSED_AREA):

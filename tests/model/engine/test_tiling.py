@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.pixels import join_tiles, split_tiles
+from exitlens.functional.pixels import count_confusion, join_tiles, measure_mean_iou, measure_missed, split_tiles
+from exitlens.functional.risk import mean_iou_drop, missed_area
 from exitlens.types import Tiles
 from tests.conftest import TinyNet, make_pixel_set, make_unet
 
@@ -70,16 +71,50 @@ def test_a_trace_of_tiles_says_what_tiles_do():
     assert "more of a tile's pixels wrong" in promised.certificate()
 
 
+@pytest.mark.parametrize("delta", [None, 0.3])
+@pytest.mark.parametrize("limits", [{"max_miou_drop": 0.1}, {"max_missed_area": {1: 0.8}}, {"max_miou_drop": 1.0}])
+def test_limits_on_images_count_all_tiles_of_an_image_together(limits, delta):
+    net, tiles, data = make_unet(), Tiles(8, 8), make_pixel_set(60)
+    data.labels[3] = data.labels[7, :, 8:] = 255  # an image without labels, and one of which half has some
+    whole, trace = xl.collect(net, data), xl.collect(net, data, tiles=tiles)
+    policy = xl.calibrate(trace, **limits, delta=delta)
+    pred = xl.predict(net, data.inputs, policy, tiles=tiles)
+    routed, final = count_confusion(pred.labels, data.labels, 4), whole.logits.confusion[:, -1]
+    if "max_miou_drop" in limits:
+        losses = (measure_mean_iou(final) - measure_mean_iou(routed))[final.flatten(1).any(1)]
+        risk = mean_iou_drop(trace, limits["max_miou_drop"])
+        assert xl.evaluate(trace, policy).pixels.image_mean_iou_drop == pytest.approx(losses.mean().item(), abs=1e-6)
+    else:
+        losses = measure_missed(routed, 1)[final[:, 1].any(1)]
+        risk = missed_area(trace, "1", limits["max_missed_area"][1])
+    torch.testing.assert_close(risk.mean(pred.tile_exits.flatten()), losses.mean().item())
+    assert len(risk.units(pred.tile_exits.flatten())) == len(losses)
+    assert delta or losses.mean() <= risk.limit + 1e-6
+    if delta and policy.calibration.certification.tests[0].p_value <= delta:
+        assert len(losses) / 2 < policy.calibration.certification.tests[0].groups < len(losses)
+        assert "of an image" in policy.certificate() or "over the images" in policy.certificate()
+
+
+def test_what_a_tile_adds_is_exact_for_areas_and_for_one_tile_alone():
+    net, tiles, data = make_unet(), Tiles(8, 8), make_pixel_set(30)
+    trace = xl.collect(net, data, tiles=tiles)
+    last, exits = (
+        torch.full((120,), trace.num_exits - 1),
+        torch.randint(3, (120,), generator=torch.Generator().manual_seed(0)),
+    )
+    missed, drop = missed_area(trace, "1", 0.5), mean_iou_drop(trace, 0.5)
+    added = missed.column().gather(1, exits[:, None]).double().mean().item()
+    assert added == pytest.approx(missed.mean(exits), abs=1e-6)
+    one = last.clone()
+    one[17] = 0
+    assert drop.column()[17, 0].item() / 120 == pytest.approx(drop.mean(one), abs=1e-7)
+
+
 def test_a_policy_keeps_to_the_tiles_that_it_was_calibrated_on(tmp_path):
     net, tiles, data = make_unet(), Tiles(8, 8), make_pixel_set(20)
     trace, whole = xl.collect(net, data, tiles=tiles), xl.collect(net, data)
     trace.save(tmp_path / "t")
     assert xl.Trace.load(tmp_path / "t").tiles == trace.select(torch.arange(4)).tiles == tiles
-    for limits in ({"max_miou_drop": 0.1}, {"max_missed_area": {1: 0.1}}):
-        with pytest.raises(
-            xl.errors.InputError, match=r"is about whole images, and this trace has tiles of them. Fix: pass max_"
-        ):
-            xl.calibrate(trace, **limits)
     of_tiles, of_images = (xl.calibrate(each, max_disagreement=0.5) for each in (trace, whole))
     assert xl.Policy.from_dict(json.loads(json.dumps(of_tiles.to_dict()))) == of_tiles
     for run in (
