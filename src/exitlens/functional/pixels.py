@@ -46,12 +46,6 @@ def split_tiles(x: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*R,H,W) -> (B*T
     return tiles.movedim((-4, -2), (1, 2)).flatten(0, 2)
 
 
-def join_tiles(tiles: Tensor, grid: Sequence[int]) -> Tensor:  # (B*T,*R,h,w) -> (B,*R,H,W)
-    """Put tiles together again: the inverse of :func:`split_tiles`."""
-    images: Tensor = tiles.unflatten(0, (-1, *grid)).movedim((1, 2), (-4, -2))
-    return images.flatten(-2).flatten(-3, -2)
-
-
 def score_pixels(p: Tensor, kind: str) -> Tensor:  # (*S,C,h,w) -> (*S)
     """Return an image's certainty from the largest probability in each cell, see :data:`PIXEL_SCORES`.
 
