@@ -120,26 +120,31 @@ def count_borders(answers: Tensor, labels: Tensor, classes: int, grid: Sequence[
     return torch.stack(counts, -1).int().view(-1, classes, 4)
 
 
-def summarise(
-    outputs: Sequence[Tensor], size: Sequence[int], labels: Tensor | None, grid: Sequence[int] = (1, 1)
-) -> PixelSummary:
-    """Return what a trace keeps of every exit's logits ``(B,C,h,w)``, whose answers are for inputs of ``size``.
+def enlarge_answers(logits: Tensor, size: Sequence[int]) -> Tensor:  # (B,C,h,w) -> (B,H,W)
+    """Return the class of every pixel of inputs of ``size``, of a few images at a time."""
+    parts = logits.float().split(ROWS)
+    return torch.cat([find_answers(resize_logits(part, size), "segmentation") for part in parts])
 
-    ``labels`` are ``(B,H,W)``, of that size. With a ``grid`` of several tiles, each of these counts as an image.
+
+def summarise(
+    cells: Sequence[Tensor], answers: Sequence[Tensor], labels: Tensor | None, grid: Sequence[int] = (1, 1)
+) -> PixelSummary:
+    """Return what a trace keeps of every exit's logits of cells ``(B*T,C,h,w)`` and classes of pixels ``(B,H,W)``.
+
+    ``labels`` are ``(B,H,W)``, too. With a ``grid`` of T tiles, each of these counts as an image.
     """
-    coarse = [split_tiles(logits.float(), grid) for logits in outputs]
-    scores = [torch.stack([score_pixels(logits.softmax(1), kind) for kind in PIXEL_SCORES], 1) for logits in coarse]
-    means, classes = [logits.mean((2, 3)) for logits in coarse], outputs[0].shape[1]
+    scores = [torch.stack([score_pixels(p, kind) for kind in PIXEL_SCORES], 1) for p in (c.softmax(1) for c in cells)]
+    means, classes = [logits.mean((2, 3)) for logits in cells], cells[0].shape[1]
     differing, confusion, borders = list[Tensor](), list[Tensor](), list[Tensor]()
-    for rows in torch.arange(len(outputs[0])).split(ROWS):
-        answers = [find_answers(resize_logits(logits[rows].float(), size), "segmentation") for logits in outputs]
+    for rows in torch.arange(len(answers[0])).split(ROWS):
+        told = [each[rows] for each in answers]
         if labels is not None:
-            borders.append(torch.stack([count_borders(each, labels[rows], classes, grid) for each in answers], 1))
-        answers = [split_tiles(each, grid) for each in answers]
-        differing.append(torch.stack([(each != answers[-1]).float().mean((1, 2)) for each in answers], 1))
+            borders.append(torch.stack([count_borders(each, labels[rows], classes, grid) for each in told], 1))
+        told = [split_tiles(each, grid) for each in told]
+        differing.append(torch.stack([(each != told[-1]).float().mean((1, 2)) for each in told], 1))
         if labels is not None:
             confusion.append(
-                torch.stack([count_confusion(each, split_tiles(labels[rows], grid), classes) for each in answers], 1)
+                torch.stack([count_confusion(each, split_tiles(labels[rows], grid), classes) for each in told], 1)
             )
     return PixelSummary(
         scores=torch.stack(scores, 1),

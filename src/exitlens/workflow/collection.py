@@ -19,9 +19,12 @@ from exitlens.functional import answers
 from exitlens.functional.compact import compress
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
-from exitlens.functional.pixels import summarise
+from exitlens.functional.pixels import enlarge_answers, summarise
 from exitlens.functional.routing import stack_support
 from exitlens.io import RowStore, make_directory
+from exitlens.model.cutting.split import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.tiling import observe_tiles
 from exitlens.model.heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.swaps import BATCH_SIZE, OBJECT, ObservedTrial, find_backgrounds
@@ -87,8 +90,8 @@ def collect(  # noqa: PLR0913
             columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
 
         tiles: with one class a pixel, record every tile (:class:`~exitlens.types.Tiles`) as a sample, its image as the group
-            unless the data name groups, for policies that :func:`exitlens.predict` applies to tiles. What exits after the
-            first answer is recorded of whole images, which is the same if the halo is large enough. Maps are left out.
+            unless the data name groups, for policies that :func:`exitlens.predict` applies to tiles. Every tile goes through
+            all exits with its halo, as it does there. Maps are left out.
         probes: where answers are vectors, ``(P,D)`` of the final exit, such as 1,000 of those that will be searched: for
             each exit's vector the trace then has the share of its ten nearest that are the final vector's, too.
 
@@ -321,24 +324,23 @@ def _observe(
     for inputs, labels, groups in stream:
         if not first:
             first.append(inputs)
-        activations, features = net.check_input(inputs, "data"), None
+        activations, features, grids = net.check_input(inputs, "data"), None, list[tuple[Tensor, Tensor]]()
         with net.open_engine() as engine:
-            given = engine.enter(activations)
-            if net.info.task in BY_LABELS:
-                supported = engine.compute_support(given)
-                outputs, features = [out[:2] for out in supported], stack_support([support for *_, support in supported])
+            if tiles is not None:
+                logits: Tensor | PixelSummary | AnswerSummary = _sum_up_tiles(net, engine, activations, labels, tiles)
             else:
-                outputs = engine.compute_outputs(given)
-        logits, attention = zip(*outputs, strict=True)
-        labels = None if net.info.task == "embedding" else labels
-        grids = [on_common_grid(each.float(), attention[-1].float()) for each in attention]
+                given = engine.enter(activations)
+                if net.info.task in BY_LABELS:
+                    supported = engine.compute_support(given)
+                    outputs, features = [out[:2] for out in supported], stack_support([support for *_, support in supported])
+                else:
+                    outputs = engine.compute_outputs(given)
+                each, attention = zip(*outputs, strict=True)
+                logits = _sum_up(net, activations[0], each, labels, probes)
+                grids = [on_common_grid(item.float(), attention[-1].float()) for item in attention]
         yield _Observed(
-            _sum_up_answers(net, logits, labels, probes)
-            if net.info.task in CONTINUOUS
-            else _sum_up(net, activations[0], logits, labels, tiles)
-            if features is None
-            else torch.stack([each.float() for each in logits], 1).cpu(),
-            None if labels is None or net.info.task == "segmentation" else labels.cpu(),
+            logits,
+            None if labels is None or net.info.task in ("segmentation", "embedding") else labels.cpu(),
             None if groups is None else groups.cpu(),
             features.cpu() if features is not None and features.shape[1] else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
@@ -348,27 +350,37 @@ def _observe(
 
 
 def _sum_up(
-    net: ExitNet, images: Tensor, logits: Sequence[Tensor], labels: Tensor | None, tiles: Tiles | None
+    net: ExitNet, inputs: Tensor, logits: Sequence[Tensor], labels: Tensor | None, probes: Tensor | None
+) -> Tensor | PixelSummary | AnswerSummary:
+    """Return what is kept of the logits of a batch, on the CPU."""
+    info = net.info
+    if info.task in BY_LABELS:
+        return torch.stack([each.float() for each in logits], 1).cpu()
+    with torch.inference_mode():
+        if info.task == "segmentation":
+            _check_masks(net, inputs, labels)
+            return summarise(logits, [enlarge_answers(each, inputs.shape[2:]) for each in logits], labels).cpu()
+        labels = None if info.task == "embedding" else labels
+        if labels is not None:
+            check_truth(labels, len(logits[0]), info.num_classes, info.task, "data, labels")
+        return answers.summarise(logits, info.task, info.units, labels, probes).cpu()
+
+
+def _sum_up_tiles(
+    net: ExitNet, engine: Engine, activations: Activations, labels: Tensor | None, tiles: Tiles
 ) -> PixelSummary:
-    """Return what is kept of the logits of pixels of a batch, on the CPU."""
-    size = tuple(images.shape[2:])
+    """Return what is kept of the tiles of a batch, on the CPU."""
+    _check_masks(net, activations[0], labels)
+    cells, told = observe_tiles(engine, activations, tiles)
+    return summarise(cells, told, labels, tiles.count(activations[0].shape[2:])).cpu()
+
+
+def _check_masks(net: ExitNet, images: Tensor, labels: Tensor | None) -> None:
     if labels is not None:
         check_truth(labels, len(images), net.info.num_classes, net.info.task, "data, labels")
-        if labels.shape[1:] != size:
-            raise InputError(f"data, labels: expected {(len(images), *size)}, as the images, got {tuple(labels.shape)}")
-    if tiles is not None:
-        for each in logits:
-            tiles.check_stride(size[0] / each.shape[2])
-    with torch.inference_mode():
-        return summarise(logits, size, labels, (1, 1) if tiles is None else tiles.count(size)).cpu()
-
-
-def _sum_up_answers(net: ExitNet, logits: Sequence[Tensor], labels: Tensor | None, probes: Tensor | None) -> AnswerSummary:
-    """Return what is kept of the numbers or vectors of a batch, on the CPU."""
-    if labels is not None:
-        check_truth(labels, len(logits[0]), net.info.num_classes, net.info.task, "data, labels")
-    with torch.inference_mode():
-        return answers.summarise(logits, net.info.task, net.info.units, labels, probes).cpu()
+        if labels.shape[1:] != images.shape[2:]:
+            wanted = (len(images), *images.shape[2:])
+            raise InputError(f"data, labels: expected {wanted}, as the images, got {tuple(labels.shape)}")
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:

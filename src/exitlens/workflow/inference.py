@@ -87,8 +87,7 @@ def _predict_tiles(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, tile
         raise InputError("tiles: they are for answers to each pixel, without attention. Fix: leave one of the two out")
     assert isinstance(policy, Policy)  # an Adaptive was refused
     with net.open_engine() as engine:
-        finer = [getattr(head, "finer", 1) for head in net.heads]
-        return run_tiles(engine, net.check_input(inputs, "inputs"), policy, tiles, finer)
+        return run_tiles(engine, net.check_input(inputs, "inputs"), policy, tiles)
 
 
 def _describe_recomposing(net: ExitNet) -> Recomposing:

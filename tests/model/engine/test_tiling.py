@@ -49,18 +49,22 @@ def test_a_halo_that_is_too_small_changes_something():
     assert (pred.probabilities - net(IMAGES)[-1].logits.softmax(1)).abs().max() > 1e-3
 
 
-def test_a_trace_of_tiles_says_what_tiles_do():
-    net, tiles = make_unet(), Tiles(8, 8)
+@pytest.mark.parametrize("halo", [0, 8])  # even where it is too small for the whole image's answer
+def test_a_trace_of_tiles_says_what_tiles_do(halo):
+    net, tiles = make_unet(), Tiles(8, halo)
     data = make_pixel_set(20)
     trace = xl.collect(net, data, tiles=tiles)
     assert (len(trace), trace.num_groups) == (80, 20)
     assert trace.groups.tolist() == torch.arange(20).repeat_interleave(4).tolist()
-    overhead = 16 * 16 / 64  # windows end at the image's edges
+    overhead = (8 + halo) ** 2 / 64  # windows end at the image's edges
     torch.testing.assert_close(trace.cost, net.cost[0] + (net.cost - net.cost[0]) * overhead)
     scores = trace.logits.scores[:, :-1, 0].sort(0).values
     policy = xl.Policy(((scores[40] + scores[41]) / 2).tolist(), score="mean_probability")
     pred = xl.predict(net, data.inputs, policy, tiles=tiles)
     assert torch.equal(pred.tile_exits.flatten(), xl.route(trace, policy))
+    told, labels = split_tiles(pred.labels, (2, 2)), split_tiles(data.labels, (2, 2))
+    counts = trace.logits.confusion[torch.arange(80), pred.tile_exits.flatten()]
+    assert torch.equal(counts, count_confusion(told, labels, 4))
     right = (split_tiles(pred.labels, (2, 2)) == split_tiles(data.labels, (2, 2))).flatten(1)
     known = (split_tiles(data.labels, (2, 2)) != 255).flatten(1)
     share = (right & known).sum(1) / known.sum(1)

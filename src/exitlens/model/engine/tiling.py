@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.pixels import resize_probabilities
+from exitlens.functional.pixels import TINY, resize_probabilities
 from exitlens.functional.routing import fires, needs_head
 from exitlens.functional.scores import score_of
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import gather
 from exitlens.types import Policy, Prediction
-from exitlens.types.tasks import read_answers
+from exitlens.types.settings import PIXEL_SCORES
+from exitlens.types.tasks import find_answers, read_answers
 from exitlens.types.tiles import Tiles
 
 
@@ -48,46 +49,96 @@ class _Parts:
         return [maps[i, :, top : top + height, left : left + width] for i, top, left in corners]
 
 
-def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: Tiles, finer: Sequence[int]) -> Prediction:
-    """Answer images ``(B,C,H,W)`` tile by tile (:class:`~exitlens.types.Tiles`). ``finer``: logits along a cell, by exit."""
-    count, size, device = len(activations[0]), activations[0].shape[2:], activations[0].device
-    grid, window, sides = tiles.count(size), tiles.window(size), (tiles.side, tiles.side)
-    images = torch.arange(count, device=device).repeat_interleave(grid[0] * grid[1])
-    starts = torch.cartesian_prod(*(torch.arange(along, device=device) * tiles.side for along in grid))  # (T,2)
-    places = parts = _Parts(images, starts.repeat(count, 1), size)
-    waiting, exits, scores = torch.arange(len(images), device=device), torch.zeros_like(images), images.float()
-    activations, answer = engine.enter(activations), None
+class _Walk:
+    """Images ``(B,C,H,W)`` on their way through the exits: whole up to exit 0, then windows around the tiles that go on."""
+
+    def __init__(self, engine: Engine, activations: Activations, tiles: Tiles) -> None:
+        self.engine, self.tiles = engine, tiles
+        self.count, self.size, device = len(activations[0]), activations[0].shape[2:], activations[0].device
+        self.grid, self.sides = tiles.count(self.size), (tiles.side, tiles.side)
+        images = torch.arange(self.count, device=device).repeat_interleave(self.grid[0] * self.grid[1])
+        starts = torch.cartesian_prod(*(torch.arange(along, device=device) * tiles.side for along in self.grid))  # (T,2)
+        self.places = self.parts = _Parts(images, starts.repeat(self.count, 1), self.size)
+        self.activations, self.exit = engine.enter(activations), 0
+
+    def answer(self, temperature: float = 1.0) -> Tensor:
+        """Run a stage and its head; return the probabilities of every cell, of images or of windows ``(n,C,h,w)``."""
+        self.activations, p, *_ = self.engine.run_exit(self.exit, self.activations, temperature, PIXEL_SCORES[0])
+        finer = getattr(self.engine.heads[self.exit], "finer", 1)  # logits along a cell of the features
+        _check_stride(p[..., ::finer, ::finer], self.parts.size, self.tiles)
+        return p
+
+    def enlarge(self, p: Tensor, kept: Tensor) -> Tensor:  # (n,C,h,w), (m,) bool -> (m,C,side,side)
+        """Return the probabilities of every pixel of some of the tiles."""
+        parts = self.parts.select(kept)
+        rows, numbers = parts.rows.unique(return_inverse=True)
+        return replace(parts, rows=numbers).cut(resize_probabilities(p[rows], parts.size), self.sides)
+
+    def go_on(self, kept: Tensor) -> None:  # (m,) bool
+        """Leave the other tiles behind."""
+        parts = self.parts.select(kept)
+        if self.exit == 0:
+            self.activations, self.parts = _open_windows(self.activations, parts, self.tiles.window(self.size), self.tiles)
+        else:
+            self.activations = gather(self.activations, parts.rows)
+            self.parts = replace(parts, rows=torch.arange(len(parts.rows), device=kept.device))
+        self.exit += 1
+
+    def skip(self) -> None:
+        """Run a stage without its head; all tiles go on."""
+        self.activations = self.engine.run_stage(self.exit, self.activations)
+        self.go_on(torch.ones_like(self.parts.rows, dtype=torch.bool))
+
+
+def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: Tiles) -> Prediction:
+    """Answer images ``(B,C,H,W)`` tile by tile (:class:`~exitlens.types.Tiles`)."""
+    walk, answer = _Walk(engine, activations, tiles), None
+    waiting = torch.arange(len(walk.parts.rows), device=walk.parts.rows.device)
+    exits, scores = torch.zeros_like(waiting), waiting.float()
     for k in range(policy.num_exits):
-        if needs_head(policy, k):
-            activations, p, *_ = engine.run_exit(k, activations, policy.temperatures[k], policy.score)
-            _check_stride(p[..., :: finer[k], :: finer[k]], parts.size, tiles)
-            certainty = score_of(parts.cut(p.amax(1, keepdim=True), sides), policy.score)  # by the largest probabilities
-            fired = torch.ones_like(waiting, dtype=torch.bool)
-            if k < policy.num_exits - 1:
-                fired = fires(certainty, policy.thresholds[k])
-            exits[waiting[fired]], scores[waiting[fired]] = k, certainty[fired]
-            if fired.any() and k == 0:
-                answer = resize_probabilities(p, size)  # later exits write over it
-            elif fired.any():
-                answer = p.new_empty(count, p.shape[1], *size) if answer is None else answer
-                cut = replace(parts.select(fired), rows=torch.arange(int(fired.sum())))
-                given = cut.cut(resize_probabilities(p[parts.rows[fired]], parts.size), sides)
-                places.select(waiting[fired]).paste(given, answer)
-            if fired.all():
-                break
-            waiting, parts = waiting[~fired], parts.select(~fired)
-            rows = (~fired).nonzero()[:, 0]
-        else:
-            activations, rows = engine.run_stage(k, activations), torch.arange(len(waiting), device=device)
-        if k == 0:
-            activations, parts = _open_windows(activations, parts, window, tiles)
-        else:
-            activations = gather(activations, rows)
-            parts = _Parts(torch.arange(len(rows), device=device), parts.starts, window)
+        if not needs_head(policy, k):
+            walk.skip()
+            continue
+        p = walk.answer(policy.temperatures[k])
+        certainty = score_of(walk.parts.cut(p.amax(1, keepdim=True), walk.sides), policy.score)
+        fired = fires(certainty, policy.thresholds[k]) if k < policy.num_exits - 1 else torch.ones_like(certainty) > 0
+        exits[waiting[fired]], scores[waiting[fired]] = k, certainty[fired]
+        if k == 0 and fired.any():
+            answer = resize_probabilities(p, walk.size)  # later exits write over it
+        elif fired.any():
+            answer = p.new_empty(walk.count, p.shape[1], *walk.size) if answer is None else answer
+            walk.places.select(waiting[fired]).paste(walk.enlarge(p, fired), answer)
+        waiting = waiting[~fired]
+        if not len(waiting):
+            break
+        walk.go_on(~fired)
     assert answer is not None  # the final exit answers all that is left
-    by_image, index = exits.view(count, *grid), torch.arange(count, device=device)
-    most, least = by_image.flatten(1).amax(1), scores.view(count, -1).amin(1)
+    by_image, index = exits.view(walk.count, *walk.grid), torch.arange(walk.count, device=exits.device)
+    most, least = by_image.flatten(1).amax(1), scores.view(walk.count, -1).amin(1)
     return Prediction(read_answers(answer, policy.task), most, least, answer, None, index, tile_exits=by_image)
+
+
+def observe_tiles(engine: Engine, activations: Activations, tiles: Tiles) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what every exit says of the tiles that reach it, if none leaves before.
+
+    These are logits of a tile's cells ``(B*T,C,h,w)``, and the classes of the images' pixels ``(B,H,W)``.
+    """
+    cells, classes = list[list[Tensor]](), list[list[Tensor]]()
+    for image in zip(*(t.split(1) for t in activations), strict=True):  # all windows of one would fill the memory for many
+        walk = _Walk(engine, image, tiles)
+        every = torch.ones_like(walk.parts.rows, dtype=torch.bool)
+        cells.append([])
+        classes.append([])
+        for k in range(len(engine.heads)):
+            p = walk.answer()
+            answer = resize_probabilities(p, walk.size) if k == 0 else p.new_empty(1, p.shape[1], *walk.size)
+            if k:
+                walk.places.paste(walk.enlarge(p, every), answer)
+            cells[-1].append(walk.parts.cut(p, walk.sides).clamp_min(TINY).log())
+            classes[-1].append(find_answers(answer, "segmentation"))
+            if k + 1 < len(engine.heads):
+                walk.go_on(every)
+    return [torch.cat(each) for each in zip(*cells, strict=True)], [torch.cat(each) for each in zip(*classes, strict=True)]
 
 
 def _open_windows(
