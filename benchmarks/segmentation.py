@@ -2,15 +2,17 @@
 
 Cells: TASK/BACKBONE-KIND-SEED, where KIND is ``exits`` (ours), ``full`` (the plain network), ``narrow-N`` (N % of the channels) or
 ``cut-N`` (the decoder of exit N is the last one), both distilled from the full one; after them TASK/BACKBONE-time-SEED, which wants an idle
-machine; TASK/BACKBONE-broken-SEED (1,000 certificates on draws of test images); and ``memory`` (of collecting 2,000 large images).
+machine; TASK/BACKBONE-broken-SEED (1,000 certificates on draws of test images, with -tiles of their tiles); and ``memory`` (of collecting
+2,000 large images).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from benchmarks.static import FINAL, FULL, TIME, interpolate
 from benchmarks.tasks import build_pretrained
 from benchmarks.traces import read_peak_memory
 from benchmarks.truth import lock
+from exitlens.data.demo import CLASSES, load_garments
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
-from exitlens.functional.pixels import measure_mean_iou
+from exitlens.functional.groups import sum_groups
+from exitlens.functional.pixels import count_confusion, measure_mean_iou
 from exitlens.functional.risk import list_risks
 from exitlens.model.backbones.build import read_normalisation
 from exitlens.model.backbones.small import SmallResNet
@@ -34,16 +38,20 @@ from exitlens.model.process import keep_memory
 from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types.inputs import split_rows
 from exitlens.types.settings import PIXEL_SCORES, CalibrationRequest
+from exitlens.types.tiles import Tiles
+from exitlens.workflow.collection import LARGEST_DENSE
 
 SIDE, OBJECTS, TRAIN, HELD, TEST = 48, 3, 4000, 1000, 2000  # pixels, garments an image, images
+WIDE, GARMENT, WIDE_TEST, CHUNK = 384, (22, 34), 300, 50  # pixels: of wide scenes and of garments in them; images
 PICTURES, PICTURE_SIDE = Path("runs/segmentation/pictures"), 96  # of as many drawings each
 BATCH, SEEDS = 64, 3
 NECKS = 0.12  # of the backbone's work for all necks; usual ones left early exits further behind the final one
 LIMIT, DELTA = 0.01, 0.1  # mean loss of an image's mean IoU, certified
 DRAWS, DRAWN = 1000, 300
-BATCHES, SAMPLES, ROUNDS, SECONDS = (1, 16), 192, 7, 60.0
+BATCHES, ROUNDS, SECONDS = (1, 16), 7, 60.0
 SPEED, GAIN, MEGABYTES = 2.0, 0.01, 500
 EXITS, BROKEN = "exits", "broken"
+BROKEN_TILES = "scenes", "unet"  # where certificates of tiles are counted, too
 HELD_TO = {FINAL: "its final exit", FULL: "the plain network"}  # what may be lost counts from there
 LIMITS: dict[str, dict[str, Any]] = {
     "mean IoU": {"max_miou_drop": 0.03},
@@ -95,12 +103,24 @@ class Backbone:
     narrow: tuple[int, ...] = (50, 71)  # per cent of the channels
     cut: tuple[int, ...] = (0, 1)  # exits whose decoder may be the last
     settings: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 15, "batch_size": BATCH})  # of ``fit``
+    frozen: int = 0  # epochs of the exits on the trained plain network, which stays as it is; 0: exits are trained with it
 
-    def build(self, classes: int, example: Tensor, at: Sequence[str], percent: int = 100) -> xl.ExitNet:
+    def build(
+        self, classes: int, example: Tensor, at: Sequence[str], percent: int = 100, plain: xl.ExitNet | None = None
+    ) -> xl.ExitNet:
+        """Return a network, on the weights of a plain one if it is given."""
         widths = [8 * round(width * percent / 800) for width in self.widths]
         heads, every = (len(places) + (self.final == "head") for places in (at, self.at))
         settings: Any = {"task": "segmentation", "final": self.final, "neck_share": NECKS * max(heads, 1) / every}
-        return xl.attach(self.make(classes, widths), list(at), classes, example, **settings)
+        module = self.make(classes, widths)
+        if plain is not None:  # its network without exits has the module's own weights
+            xl.attach(module, [], classes, example, **settings).load_state_dict(plain.state_dict())
+        return xl.attach(module.train(plain is None), list(at), classes, example, **settings)
+
+    @property
+    def held_to(self) -> Mapping[str, str]:
+        """What ours may lose something to; a frozen network's final exit is the plain network."""
+        return {to: HELD_TO[to] for to in HELD_TO if to == FULL or not self.frozen}
 
     def build_cut(self, classes: int, example: Tensor, exit_: int) -> xl.ExitNet:
         """Return the network up to an exit, and the decoder there, without the rest."""
@@ -119,6 +139,7 @@ BACKBONES = {
         settings={"epochs": 30, "batch_size": BATCH},  # 51 % mean IoU after 10, 55 % after 30
     ),
     "unet": Backbone(UNet, (24, 48, 96, 128), ("down.1", "down.2", "up.0"), "keep"),
+    "slim": Backbone(UNet, (16, 32, 64, 96), ("down.0",), "keep", cut=(0,), frozen=6),
     "lite0": Backbone(
         lambda classes, _: build_pretrained(classes),
         (),
@@ -134,9 +155,10 @@ BACKBONES = {
 @dataclass(frozen=True)
 class Data:
     train: xl.data.ImageSet
+    held: xl.data.ImageSet  # for the best epoch
     validation: xl.data.ImageSet
-    calibration: xl.data.ImageSet
     test: xl.data.ImageSet
+    load_calibration: Callable[[], xl.data.ImageSet]
 
 
 def load_scenes(seed: int, quick: bool) -> Data:
@@ -148,7 +170,55 @@ def load_scenes(seed: int, quick: bool) -> Data:
         )
         for name, count in parts.items()
     }
-    return Data(**sets)
+    calibration = sets.pop("calibration")
+    return Data(**sets, held=sets["validation"], load_calibration=lambda: calibration)
+
+
+def load_wide(seed: int, quick: bool) -> Data:
+    """Return large scenes with three small garments, and small parts of others to learn from."""
+    counts = {"train": TRAIN // 4, "validation": HELD // 4, "calibration": HELD, "test": WIDE_TEST}
+    counts = dict.fromkeys(counts, 16) if quick else counts
+    scenes = {split: partial(draw_wide, split, count, seed) for split, count in counts.items()}
+    train, held = (crop(scenes[split](), seed) for split in ("train", "validation"))
+    few = draw_wide("validation", 2 * counts["test"] // 3, seed + SEEDS)
+    validation, test = (join(list(each)) for each in (few, scenes["test"]()))
+    return Data(train, held, validation, test, lambda: join(list(scenes["calibration"]())))
+
+
+def draw_wide(split: Any, count: int, seed: int) -> Iterator[xl.data.ImageSet]:
+    """Yield some scenes at a time, since intermediate results take a multiple of their memory."""
+    garments, labels = load_garments(split)
+    scale = (GARMENT[0] / WIDE, GARMENT[1] / WIDE)
+    for rows in torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count].split(CHUNK):
+        draw = 100 * seed + int(rows[0])
+        made = xl.demo.make_scenes(
+            garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=draw, size=WIDE, scale=scale
+        )
+        yield xl.demo.label_pixels(made, OBJECTS, draw)
+
+
+def crop(scenes: Iterator[xl.data.ImageSet], seed: int) -> xl.data.ImageSet:
+    """Cut four small parts from each scene: three with a pixel of a garment, and one anywhere."""
+    rng, parts = torch.Generator().manual_seed(seed), list[xl.data.ImageSet]()
+    for chunk in scenes:
+        images, labels = list[Tensor](), list[Tensor]()
+        for image, label in zip(chunk.images, chunk.labels, strict=True):
+            places = (label > 0).nonzero()
+            chosen = places[torch.randint(len(places), (3,), generator=rng)] - torch.randint(
+                4, SIDE - 4, (3, 2), generator=rng
+            )
+            anywhere = torch.randint(WIDE - SIDE + 1, (1, 2), generator=rng)
+            for top, left in torch.cat([chosen.clamp(0, WIDE - SIDE), anywhere]).tolist():
+                where = (..., slice(top, top + SIDE), slice(left, left + SIDE))
+                images.append(image[where].clone())
+                labels.append(label[where].clone())
+        parts.append(xl.data.ImageSet(torch.stack(images), torch.stack(labels), chunk.classes, None, chunk.preprocess))
+    return join(parts)
+
+
+def join(parts: Sequence[xl.data.ImageSet]) -> xl.data.ImageSet:
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return xl.data.ImageSet(images, labels, parts[0].classes, None, parts[0].preprocess)
 
 
 def load_pictures(seed: int, quick: bool) -> Data:
@@ -156,12 +226,28 @@ def load_pictures(seed: int, quick: bool) -> Data:
     folder = drawings.open_folder(PICTURES, objects=OBJECTS)
     sides, scale = (PICTURE_SIDE, PICTURE_SIDE), read_normalisation(drawings.BACKBONE)
     preprocess = xl.data.Preprocess(sides, scale.mean, scale.std)
-    masks = {part.name: xl.data.load_masks(folder / part.name, preprocess) for part in fields(Data)}
-    return Data(**{name: part.subset(torch.arange(32 if quick else len(part))).load() for name, part in masks.items()})
+
+    def load(name: str) -> xl.data.ImageSet:
+        part = xl.data.load_masks(folder / name, preprocess)
+        return part.subset(torch.arange(32 if quick else len(part))).load()
+
+    train, validation, test = map(load, ("train", "validation", "test"))
+    return Data(train, validation, validation, test, partial(load, "calibration"))
 
 
-TASKS = {"scenes": load_scenes, "pictures": load_pictures}
-GROUPS = [("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0")]  # task and backbone
+@dataclass(frozen=True)
+class Task:
+    load: Callable[[int, bool], Data]  # of seed and quick
+    ways: tuple[Tiles | None, ...] = (None,)  # to leave: with the whole image, or by tile
+    timed: int = 192  # images
+
+
+TASKS = {
+    "scenes": Task(load_scenes),
+    "wide": Task(load_wide, (None, Tiles(32, 16), Tiles(64, 16)), 32),
+    "pictures": Task(load_pictures),
+}
+GROUPS = [("wide", "slim"), ("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0")]  # task and backbone
 
 
 def list_kinds(backbone: Backbone) -> list[str]:
@@ -174,56 +260,75 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
     for seed, task, name in groups:
         for kind in list_kinds(BACKBONES[name]):
             cells[f"{task}/{name}-{kind}-{seed}"] = partial(measure_network, task, name, kind, seed, quick)
-        cells[f"{task}/{name}-{BROKEN}-{seed}"] = partial(count_broken, task, name, seed, 6 if quick else DRAWS, quick)
+        if TASKS[task].ways == (None,):
+            cells[f"{task}/{name}-{BROKEN}-{seed}"] = partial(count_broken, task, name, seed, 6 if quick else DRAWS, quick)
+    task, name = BROKEN_TILES
+    cells[f"{task}/{name}-tiles-{BROKEN}-0"] = partial(
+        count_broken, task, name, 0, 6 if quick else DRAWS, quick, Tiles(16, 8)
+    )
     return cells | {
         f"{task}/{name}-{TIME}-{seed}": partial(measure_times, task, name, seed, quick) for seed, task, name in groups
     }
 
 
-def build(name: str, kind: str, classes: int, example: Tensor, seed: int) -> xl.ExitNet:
+def build(name: str, kind: str, classes: int, example: Tensor, seed: int, plain: xl.ExitNet | None = None) -> xl.ExitNet:
     torch.manual_seed(seed)
     backbone, (word, _, number) = BACKBONES[name], kind.partition("-")
     if word == "cut":
         return backbone.build_cut(classes, example, int(number))
-    return backbone.build(classes, example, backbone.at if word == EXITS else (), int(number or 100))
+    return backbone.build(classes, example, backbone.at if word == EXITS else (), int(number or 100), plain)
 
 
 def train(task: str, name: str, kind: str, seed: int, data: Data, quick: bool = False) -> xl.ExitNet:
-    """Return a network, trained here if it is not there; static ones learn from the full one as well, and so do our exits."""
+    """Return a network, trained here if it is not there; all but the full one learn from it as well, or stand on it."""
     folder = Path("runs") / ("segmentation-quick" if quick else "segmentation") / task / f"{name}-{kind}-{seed}"
-    net = build(name, kind, len(data.train.classes), data.train.first(1).inputs, seed)
+    backbone, full = BACKBONES[name], None if kind == FULL else train(task, name, FULL, seed, data, quick)
+    is_frozen = kind == EXITS and backbone.frozen > 0
+    net = build(name, kind, len(data.train.classes), data.train.first(1).inputs, seed, full if is_frozen else None)
     net.describe(classes=data.train.classes, preprocess=data.train.preprocess)
-    settings: dict[str, Any] = {**BACKBONES[name].settings, "amp": True, "channels_last": True}
+    settings: dict[str, Any] = {**backbone.settings, "amp": True, "channels_last": True}
+    settings |= {"epochs": backbone.frozen, "freeze_backbone": True} if is_frozen else {"teacher": full, "augment": "flip"}
     settings |= {"epochs": 1} if quick else {}
     settings |= {} if kind == EXITS else {"loss": xl.EGTLoss(weight=0.0)}
-    settings |= {} if kind == FULL else {"teacher": train(task, name, FULL, seed, data, quick)}
-    settings |= {"augment": "flip", "seed": seed, "out_dir": folder, "resume": True, "progress": False}
+    settings |= {"seed": seed, "out_dir": folder, "resume": True, "progress": False}
     with lock(folder):  # cells that run in parallel may need the same network
-        xl.fit(net, data.train, data.validation, **settings)
+        xl.fit(net, data.train, data.held, **settings)
     return net.eval()
 
 
 def measure_network(task: str, name: str, kind: str, seed: int, quick: bool = False) -> Tree:
     """Train a network, and measure mean IoU (over the data set, unless it says otherwise) on validation and test images."""
-    data = TASKS[task](seed, quick)
+    data = TASKS[task].load(seed, quick)
     net = train(task, name, kind, seed, data, quick)
     validation, trace = (xl.collect(net, part, batch_size=BATCH) for part in (data.validation, data.test))
     measured: Tree = {"validation": find_ious(validation)[-1], "ious": find_ious(trace), "images": len(trace)}
     if kind != EXITS:
         return measured
-    policies = certify(net, train(task, name, FULL, seed, data, quick), data)
-    return measured | {"cost": net.cost.tolist(), "points": {to: measure_routed(trace, policies[to]) for to in policies}}
+    policies = certify(net, train(task, name, FULL, seed, data, quick), data, task, name)
+    points = {to: measure_routed(net, data.test, trace, policy) for to, policy in policies.items()}
+    return measured | {"cost": net.cost.tolist(), "points": points}
 
 
-def measure_routed(trace: xl.Trace, policy: xl.Policy) -> Tree:
-    report, exits = xl.evaluate(trace, policy), xl.route(trace, policy)
-    ious = measure_mean_iou(trace.logits.confusion)
+def measure_routed(net: xl.ExitNet, images: xl.data.ImageSet, trace: xl.Trace, policy: xl.Policy) -> Tree:
+    """Return what predictions by a policy lose and cost, beside a trace of the whole images."""
+    tiles = find_tiles(policy)
+    parts = [images.subset(rows) for rows in torch.arange(len(images)).split(LARGEST_DENSE)]
+    answers = [xl.predict(net, part.inputs, policy, tiles=tiles) for part in parts]
+    exits = torch.cat([(each.exits if each.tile_exits is None else each.tile_exits).flatten() for each in answers])
+    counts = torch.cat([count_confusion(answers[i].labels, part.labels, len(part.classes)) for i, part in enumerate(parts)])
+    overhead = 1.0 if tiles is None else tiles.find_overhead(parts[0].images.shape[2:])
+    cost = net.cost[0] + (net.cost - net.cost[0]) * overhead
     return {
-        "mean_iou": report.pixels.mean_iou,
-        "cost": report.cost,
-        "lost_by_image": (ious[:, -1] - ious.gather(1, exits[:, None])[:, 0]).mean().item(),
-        "exit_shares": (exits.bincount(minlength=trace.num_exits) / len(exits)).tolist(),
+        "mean_iou": measure_mean_iou(counts.sum(0)).item(),
+        "cost": cost[exits].mean().item(),
+        "side": 0 if tiles is None else tiles.side,
+        "lost_by_image": (measure_mean_iou(trace.logits.confusion[:, -1]) - measure_mean_iou(counts)).mean().item(),  # type: ignore[union-attr]
+        "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
     }
+
+
+def find_tiles(policy: xl.Policy) -> Tiles | None:
+    return None if policy.calibration is None else policy.calibration.tiles
 
 
 def find_ious(trace: xl.Trace) -> list[float]:
@@ -231,31 +336,35 @@ def find_ious(trace: xl.Trace) -> list[float]:
     return measure_mean_iou(trace.logits.confusion.sum(0)).tolist()  # type: ignore[union-attr]
 
 
-def certify(net: xl.ExitNet, plain: xl.ExitNet, data: Data) -> dict[str, xl.Policy]:
-    """Certify thresholds on calibration images, by the score that is the cheapest on validation images, held to each of ``HELD_TO``.
+def certify(net: xl.ExitNet, plain: xl.ExitNet, data: Data, task: str, name: str) -> dict[str, xl.Policy]:
+    """Certify thresholds on calibration images, by the way to leave and the score that are the cheapest on validation images.
 
     Held to the plain network, ours may lose as much more as its final exit is better on validation images (or worse: less).
     """
-    validation, calibration = (xl.collect(net, part, batch_size=BATCH) for part in (data.validation, data.calibration))
-    ours, full = (trace.logits.confusion for trace in (validation, xl.collect(plain, data.validation, batch_size=BATCH)))  # type: ignore[union-attr]
-    better = (measure_mean_iou(ours)[:, -1] - measure_mean_iou(full)[:, -1]).mean().item()
+    full = measure_mean_iou(xl.collect(plain, data.validation, batch_size=BATCH).logits.confusion[:, -1])  # type: ignore[union-attr]
+    choices = dict[str, list[tuple[float, int, str, float]]]()
+    for way, tiles in enumerate(TASKS[task].ways):
+        trace = xl.collect(net, data.validation, batch_size=BATCH, tiles=tiles)
+        counts = trace.logits.confusion[:, -1]  # type: ignore[union-attr]
+        ours = measure_mean_iou(counts if tiles is None else sum_groups(counts, trace.groups))  # type: ignore[arg-type]
+        limits = {FINAL: LIMIT, FULL: max(LIMIT + (ours - full).mean().item(), 1e-4)}
+        for to, score in product(BACKBONES[name].held_to, PIXEL_SCORES):
+            cost = xl.evaluate(trace, xl.calibrate(trace, max_miou_drop=limits[to], score=score)).cost
+            choices.setdefault(to, []).append((cost, way, score, limits[to]))
+    policies = {}
+    for to, tried in choices.items():
+        _, way, score, limit = min(tried)
+        calibration = xl.collect(
+            net, data.load_calibration(), batch_size=BATCH, tiles=TASKS[task].ways[way]
+        )  # each its own samples
+        policies[to] = xl.calibrate(calibration, max_miou_drop=limit, delta=DELTA, score=score)
+    return policies
 
-    def find_cost(score: str, limit: float) -> float:
-        return xl.evaluate(validation, xl.calibrate(validation, max_miou_drop=limit, score=score)).cost
 
-    limits = {FINAL: LIMIT, FULL: max(LIMIT + better, 1e-4)}
-    scores = {to: min(PIXEL_SCORES, key=partial(find_cost, limit=limit)) for to, limit in limits.items()}
-    every = torch.arange(len(calibration))  # samples of its own for each policy, of which a user would take one
-    return {
-        to: xl.calibrate(calibration.select(every), max_miou_drop=limits[to], delta=DELTA, score=scores[to])
-        for to in HELD_TO
-    }
-
-
-def count_broken(task: str, name: str, seed: int, draws: int, quick: bool = False) -> Tree:
+def count_broken(task: str, name: str, seed: int, draws: int, quick: bool = False, tiles: Tiles | None = None) -> Tree:
     """Certify each limit on draws of the test images with replacement, whose mean loss over all test images is known."""
-    data = TASKS[task](seed, quick)
-    trace = xl.collect(train(task, name, EXITS, seed, data, quick), data.test, batch_size=BATCH)
+    data = TASKS[task].load(seed, quick)
+    trace = xl.collect(train(task, name, EXITS, seed, data, quick), data.test, batch_size=BATCH, tiles=tiles)
     return draw_certificates(trace, LIMITS, draws, DRAWN, DELTA)
 
 
@@ -264,12 +373,14 @@ def draw_certificates(trace: xl.Trace, limits: Mapping[str, Mapping[str, Any]], 
     everyone, broken = torch.arange(len(trace)), dict.fromkeys(limits, 0)
     risks = {label: list_risks(trace, CalibrationRequest(**each).risk_limits, everyone)[0] for label, each in limits.items()}
     cost: dict[str, list[float]] = {label: [] for label in limits}
-    rng = torch.Generator().manual_seed(0)
+    rng, tiles = torch.Generator().manual_seed(0), torch.arange(len(trace) // trace.num_groups)  # of an image, or itself
     for draw in range(draws):
         for label, each in limits.items():  # each with samples of its own, since one certificate spends what they can say
-            policy = xl.calibrate(
-                trace.select(torch.randint(len(trace), (size,), generator=rng)), **each, delta=delta, seed=draw
-            )
+            images = torch.randint(trace.num_groups, (size, 1), generator=rng)
+            drawn = trace.select((images * len(tiles) + tiles).flatten())
+            if trace.tiles is not None:
+                drawn = drawn.with_groups(torch.arange(size).repeat_interleave(len(tiles)))
+            policy = xl.calibrate(drawn, **each, delta=delta, seed=draw)
             exits = xl.route(trace, policy)
             promised = min(policy.thresholds) < math.inf  # else the certificate was refused
             broken[label] += promised and risks[label].mean(exits) > risks[label].limit + 1e-9
@@ -282,10 +393,11 @@ def measure_times(task: str, name: str, seed: int, quick: bool = False) -> Tree:
 
     Static ones need no training, since weights change no time.
     """
-    data, backbone = TASKS[task](seed, quick), BACKBONES[name]
+    data, backbone = TASKS[task].load(seed, quick), BACKBONES[name]
     net = train(task, name, EXITS, seed, data, quick)
-    policies, measured = certify(net, train(task, name, FULL, seed, data, quick), data), Tree(machine=describe_machine(1))
-    images = data.test.first(16 if quick else SAMPLES).inputs
+    policies = certify(net, train(task, name, FULL, seed, data, quick), data, task, name)
+    measured = Tree(machine=describe_machine(1))
+    images = data.test.first(16 if quick else TASKS[task].timed).inputs
     make = partial(build, name, classes=len(data.train.classes), example=images[:1], seed=seed)
     with pin_threads(1):
         for size in BATCHES:
@@ -295,12 +407,15 @@ def measure_times(task: str, name: str, seed: int, quick: bool = False) -> Tree:
             for each in (net, *nets.values()):
                 each.tuning = replace(form, micro_batch=0)  # the whole batch
             runs: dict[str, Callable[..., Any]] = {kind: partial(answer_at, other, 0) for kind, other in nets.items()}
-            runs |= {f"{EXITS} {to}": partial(xl.predict, net, policy=policy) for to, policy in policies.items()}
+            runs |= {
+                f"{EXITS} {to}": partial(xl.predict, net, policy=policy, tiles=find_tiles(policy))
+                for to, policy in policies.items()
+            }
             works: dict[str, Work] = {kind: time_calls(run, batches, form.keep_memory) for kind, run in runs.items()}
             times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
             measured[f"batch {size}"] = {
                 "ms": {kind: times.summary(kind, len(images))["ms"] for kind in works},
-                "speed": {to: times.ratio(FULL, f"{EXITS} {to}").to_list() for to in HELD_TO},
+                "speed": {to: times.ratio(FULL, f"{EXITS} {to}").to_list() for to in policies},
             }
     return measured
 
@@ -354,7 +469,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         what = "collect, 2,000 images of 256 x 256, 10 classes, 4 exits: MB above 16 images"
         yield Promise("segmentation|memory", what, runs["memory"]["megabytes"], "<=", MEGABYTES, exact=True)
     for task, name, seeds in list_groups(runs):
-        for to, words in HELD_TO.items():
+        for to, words in BACKBONES[name].held_to.items():
             key, title = f"segmentation|{task}|{name}|{to}", f"{task}, {name}, held to {words}"
             routed = [runs[f"{task}/{name}-{EXITS}-{seed}"]["points"][to]["mean_iou"] for seed in seeds]
             before = [runs[f"{task}/{name}-{EXITS if to == FINAL else FULL}-{seed}"]["ious"][-1] for seed in seeds]
