@@ -287,10 +287,10 @@ def train(task: str, name: str, kind: str, seed: int, data: Data, quick: bool = 
     net = build(name, kind, len(data.train.classes), data.train.first(1).inputs, seed, full if is_frozen else None)
     net.describe(classes=data.train.classes, preprocess=data.train.preprocess)
     settings: dict[str, Any] = {**backbone.settings, "amp": True, "channels_last": True}
-    settings |= {"epochs": backbone.frozen, "freeze_backbone": True} if is_frozen else {"teacher": full, "augment": "flip"}
+    settings |= {"epochs": backbone.frozen, "freeze_backbone": True} if is_frozen else {"teacher": full}
     settings |= {"epochs": 1} if quick else {}
     settings |= {} if kind == EXITS else {"loss": xl.EGTLoss(weight=0.0)}
-    settings |= {"seed": seed, "out_dir": folder, "resume": True, "progress": False}
+    settings |= {"augment": "flip", "seed": seed, "out_dir": folder, "resume": True, "progress": False}
     with lock(folder):  # cells that run in parallel may need the same network
         xl.fit(net, data.train, data.held, **settings)
     return net.eval()
@@ -491,18 +491,27 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 def write_table(runs: Runs) -> list[str]:
     rows = []
-    for task, name, seeds in list_groups(runs):
-        first = runs[f"{task}/{name}-{TIME}-{seeds[0]}"][f"batch {BATCHES[0]}"]["ms"]
-        for kind in first:  # ours for each that it is held to
-            word, _, to = kind.partition(" ")
-            measured = [runs[f"{task}/{name}-{word}-{seed}"] for seed in seeds]
-            timed = [runs[f"{task}/{name}-{TIME}-{seed}"] for seed in seeds]
-            ms = [join_means([[run[f"batch {size}"]["ms"][kind][0]] for run in timed], 2) for size in BATCHES]
-            ious = [run["points"][to]["mean_iou"] if to else run["ious"][-1] for run in measured]
-            exits = join_means([run["ious"] for run in measured], 1, 100) if to else ""
-            title = f"exits, held to {HELD_TO[to]}" if to else kind
-            rows.append([f"{task}, {name}", title, f"{100 * sum(ious) / len(ious):.1f}", exits, *ms])
-    head = ["task, backbone", "network", "mean IoU, %", "of every exit", *(f"ms an image, batch {size}" for size in BATCHES)]
+    for (task, name), kind in product(GROUPS, [FULL, *(f"{EXITS} {to}" for to in HELD_TO), "narrow", "cut"]):
+        word, _, to = kind.partition(" ")
+        for each in [every for every in list_kinds(BACKBONES[name]) if every.startswith(word)]:
+            seeds = [seed for seed in range(SEEDS) if f"{task}/{name}-{each}-{seed}" in runs]
+            measured = [runs[f"{task}/{name}-{each}-{seed}"] for seed in seeds]
+            points = [run["points"][to] if to else run for run in measured if not to or to in run["points"]]
+            if points:
+                ious = [point["mean_iou"] if to else point["ious"][-1] for point in points]
+                title = f"exits, held to {HELD_TO[to]}" if to else each
+                exits = join_means([run["ious"] for run in measured], 1, 100) if to else ""
+                cost = join_means([[point["cost"]] for point in points], 2) if to else ""
+                timed = [run for seed in seeds if (run := runs.get(f"{task}/{name}-{TIME}-{seed}"))]
+                shown = f"{each} {to}" if to else each
+                ms = [
+                    join_means([[run[f"batch {size}"]["ms"][shown][0]] for run in timed], 2) if timed else ""
+                    for size in BATCHES
+                ]
+                first = [f"{task}, {name}", title, str(len(seeds)), f"{100 * sum(ious) / len(ious):.1f}"]
+                rows.append([*first, exits, cost, *ms])
+    head = ["task, backbone", "network", "seeds", "mean IoU, %", "of every exit", "cost"]
+    head += [f"ms an image, batch {size}" for size in BATCHES]
     return [*(table(head, rows) if rows else []), "", *promise_table(list_promises(runs))]
 
 
