@@ -428,6 +428,54 @@ def test_static_rivals_of_segmentation_are_the_network_cut_or_narrower():
     assert weights["narrow-50"] < 0.3 * weights["full"] < weights["cut-1"] < weights["exits"]
 
 
+@pytest.mark.slow
+def test_exits_on_a_frozen_network_have_its_weights_and_its_final_exit():
+    example = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    plain = segmentation.build("slim", "full", 4, example[:1], seed=0).eval()
+    net = segmentation.build("slim", "exits", 4, example[:1], seed=1, plain=plain).eval()
+    assert net.num_exits == 2
+    assert torch.equal(net(example)[-1].logits, plain(example)[0].logits)
+    assert list(segmentation.BACKBONES["slim"].held_to) == ["full"]
+
+
+def test_parts_of_wide_scenes_show_garments(monkeypatch):
+    monkeypatch.setattr(segmentation, "WIDE", 96)
+    monkeypatch.setattr(segmentation, "CHUNK", 4)
+    scenes = list(segmentation.draw_wide("test", 6, 0))
+    assert [len(each) for each in scenes] == [4, 2]
+    parts = segmentation.crop(iter(scenes), 0)
+    assert parts.images.shape == (24, 3, 48, 48)
+    assert (parts.labels.view(6, 4, -1)[:, :3] > 0).any(2).all()
+    again = segmentation.crop(segmentation.draw_wide("test", 6, 0), 0)
+    assert torch.equal(again.images, parts.images)
+    assert not torch.equal(next(segmentation.draw_wide("test", 4, 1)).images, scenes[0].images)
+
+
+def test_certificates_of_tiles_are_of_draws_of_whole_images():
+    rng = torch.Generator().manual_seed(0)
+    right = torch.rand(40, 4, 2, generator=rng) < torch.tensor([0.7, 0.9])  # (images, tiles, exits)
+    confusion = torch.zeros(40, 4, 2, 2, 2, dtype=torch.int32)
+    confusion[..., 0, 0], confusion[..., 0, 1] = 20, 20 * ~right  # of class 0; class 1 is right everywhere
+    confusion[..., 1, 1] = 10
+    summary = xl.types.PixelSummary(
+        torch.rand(160, 2, 3, generator=rng), torch.zeros(160, 2, 2), torch.zeros(160, 2), confusion.flatten(0, 1)
+    )
+    groups = torch.arange(40).repeat_interleave(4)
+    trace = xl.Trace(
+        summary,
+        None,
+        torch.zeros(160, 2),
+        torch.tensor([0.3, 1.0]),
+        task="segmentation",
+        groups=groups,
+        tiles=xl.types.Tiles(8, 0),
+    )
+    limits = {"loose": {"max_miou_drop": 0.9}, "strict": {"max_miou_drop": 1e-3}}
+    measured = segmentation.draw_certificates(trace, limits, 3, 60, 0.2)
+    assert measured["loose"] == {"draws": 3, "broken": 0.0, "cost": pytest.approx(0.3)}
+    assert measured["strict"]["cost"] == pytest.approx(1.0)
+
+
 def test_segmentation_is_judged_at_equal_time():
     kinds = segmentation.list_kinds(segmentation.BACKBONES["unet"])
     ious = dict(zip(kinds, (0.8, 0.8, 0.6, 0.7, 0.3, 0.4), strict=True))  # full, exits, narrow 50 71, cut 0 1
