@@ -10,7 +10,7 @@ import torch
 
 import exitlens as xl
 from exitlens.workflow.evaluation import LabelReport, _find_bands
-from tests.conftest import random_pixel_trace, random_trace, timed_trace
+from tests.conftest import make_pixel_set, make_unet, random_pixel_trace, random_trace, timed_trace
 
 
 def test_report_by_hand():
@@ -267,3 +267,14 @@ def test_a_report_of_pixels_without_labels():
     assert (report.pixels, report.accuracy, report.accuracy_drop) == (None, None, None)
     with pytest.raises(xl.errors.InputError, match="labels: measure_anytime needs a trace with labels"):
         xl.measure_anytime(trace)
+
+
+def test_images_without_a_labelled_pixel_are_not_right():
+    net, data = make_unet(), make_pixel_set(12)
+    data.labels[:4] = 255
+    whole, known = (
+        xl.evaluate(xl.collect(net, part), xl.Policy((0.5, 0.5), "mean_probability"))
+        for part in (data, data.subset(torch.arange(4, 12)))
+    )
+    assert (whole.accuracy, whole.accuracy_drop) == pytest.approx((known.accuracy, known.accuracy_drop))
+    assert [row.accuracy for row in whole.exits] == pytest.approx([row.accuracy for row in known.exits])

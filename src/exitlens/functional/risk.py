@@ -182,11 +182,11 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
 
 def pixel_error_drop(trace: Trace, limit: float) -> Risk:
     """Return the share of an image's labelled pixels that are wrong, less the final exit's; of tiles it is each tile's."""
-    labelled = _find_labelled(trace, "max_pixel_error_drop")
+    labelled = find_labelled(trace, "max_pixel_error_drop")
     return Risk("max_pixel_error_drop", accuracy_drop(trace), limit, "signed", None if labelled.all() else labelled)
 
 
-def _find_labelled(trace: Trace, purpose: str) -> Tensor:  # -> (N,) bool
+def find_labelled(trace: Trace, purpose: str) -> Tensor:  # -> (N,) bool
     """Return which images have a labelled pixel; nothing can be said of the others, so they count nowhere."""
     labelled = trace.require_confusion(purpose)[:, 0].sum((1, 2)) > 0
     if not labelled.any():
@@ -214,7 +214,7 @@ def missed_area(trace: Trace, name: str, limit: float) -> Risk:
 
 def mean_iou_drop(trace: Trace, limit: float) -> Risk:
     """Return the final exit's mean IoU, over the classes that the image's label has, less the exit's, in [-1, 1]."""
-    _find_labelled(trace, "max_miou_drop")
+    find_labelled(trace, "max_miou_drop")
     losses = -measure_mean_iou(trace.require_confusion("max_miou_drop"))
     risk = Risk("max_miou_drop", losses - losses[:, -1:], limit, "signed")
     return _count_images(trace, risk, lambda counts: -measure_mean_iou(counts), lambda counts: counts.flatten(1).any(-1))

@@ -20,6 +20,7 @@ from exitlens.functional.risk import (
     cue_drop,
     disagreement,
     false_negatives,
+    find_labelled,
     has_swaps,
     mean_iou_drop,
     select_exits,
@@ -319,12 +320,14 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     """
     exits = route(trace, policy)
     labels, timing = trace.class_labels, trace.timing
-    correct = trace.accuracy if trace.has_accuracy else None
+    correct, known = trace.accuracy if trace.has_accuracy else None, torch.ones(len(trace), dtype=torch.bool)
+    if correct is not None and trace.task == "segmentation":
+        known = find_labelled(trace, "evaluate")
     early = score_early_exits(trace, policy)
-    rows = tuple(_measure_exit(trace, policy, k, exits, correct, early) for k in range(trace.num_exits))
+    rows = tuple(_measure_exit(trace, policy, k, exits, correct, early, known) for k in range(trace.num_exits))
     return Report(
-        accuracy=None if correct is None else select_exits(correct, exits).mean().item(),
-        accuracy_drop=None if correct is None else select_exits(accuracy_drop(trace), exits).mean().item(),
+        accuracy=None if correct is None else select_exits(correct, exits)[known].mean().item(),
+        accuracy_drop=None if correct is None else select_exits(accuracy_drop(trace), exits)[known].mean().item(),
         disagreement=select_exits(disagreement(trace), exits).mean().item(),
         divergence=select_exits(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
@@ -407,13 +410,13 @@ def _measure_classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tenso
 
 
 def _measure_exit(
-    trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None, early: Tensor
-) -> ExitRow:  # early (N,K-1): what is compared with thresholds
+    trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None, early: Tensor, known: Tensor
+) -> ExitRow:  # early (N,K-1): what is compared with thresholds; known (N,) bool: samples with labels
     takes = exits == k
     accuracy = when_taken = error = brier = area = rescued = spoiled = warning = None
     if correct is not None:
-        right = correct[:, k]
-        accuracy, when_taken = right.mean().item(), right[takes].mean().item() if takes.any() else None
+        right, rated_here = correct[:, k], takes & known
+        accuracy, when_taken = right[known].mean().item(), right[rated_here].mean().item() if rated_here.any() else None
     if trace.labels is not None and correct is not None:
         rated = scores.rate_probabilities(trace.class_logits[:, k], trace.labels, policy.temperatures[k])
         error, brier = scores.expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
