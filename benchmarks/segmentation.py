@@ -140,7 +140,7 @@ BACKBONES = {
         settings={"epochs": 30, "batch_size": BATCH},  # 51 % mean IoU after 10, 55 % after 30
     ),
     "unet": Backbone(UNet, (24, 48, 96, 128), ("down.1", "down.2", "up.0"), "keep"),
-    "slim": Backbone(UNet, (16, 32, 64, 96), ("down.0",), "keep", cut=(0,), frozen=6),
+    "slim": Backbone(UNet, (16, 32, 64, 96), ("down.0",), "keep", narrow=(50,), cut=(0,), frozen=6),
     "lite0": Backbone(
         lambda classes, _: build_pretrained(classes),
         (),
