@@ -351,7 +351,7 @@ def certify(net: xl.ExitNet, plain: xl.ExitNet, data: Data, task: str, name: str
     for way, tiles in enumerate(TASKS[task].ways):
         trace = xl.collect(net, data.validation, batch_size=BATCH, tiles=tiles)
         counts = trace.logits.confusion[:, -1]  # type: ignore[union-attr]
-        ours = measure_mean_iou(counts if tiles is None else sum_groups(counts, trace.groups))  # type: ignore[arg-type]
+        ours = measure_mean_iou(counts if tiles is None else sum_groups(counts, trace.images))
         limits = {FINAL: LIMIT, FULL: max(LIMIT + (ours - full).mean().item(), 1e-4)}
         for to, score in product(BACKBONES[name].held_to, PIXEL_SCORES):
             cost = xl.evaluate(trace, xl.calibrate(trace, max_miou_drop=limits[to], score=score)).cost
@@ -384,8 +384,9 @@ def draw_certificates(trace: xl.Trace, limits: Mapping[str, Mapping[str, Any]], 
         for label, each in limits.items():  # each with samples of its own, since one certificate spends what they can say
             images = torch.randint(trace.num_groups, (size, 1), generator=rng)
             drawn = trace.select((images * len(tiles) + tiles).flatten())
-            if trace.tiles is not None:
-                drawn = drawn.with_groups(torch.arange(size).repeat_interleave(len(tiles)))
+            if trace.images is not None:
+                copies = torch.arange(size).repeat_interleave(len(tiles))
+                drawn = replace(drawn, groups=copies, images=copies)
             policy = xl.calibrate(drawn, **each, delta=delta, seed=draw)
             exits = xl.route(trace, policy)
             promised = min(policy.thresholds) < math.inf  # else the certificate was refused

@@ -460,14 +460,14 @@ def test_certificates_of_tiles_are_of_draws_of_whole_images():
     summary = xl.types.PixelSummary(
         torch.rand(160, 2, 3, generator=rng), torch.zeros(160, 2, 2), torch.zeros(160, 2), confusion.flatten(0, 1)
     )
-    groups = torch.arange(40).repeat_interleave(4)
+    images = torch.arange(40).repeat_interleave(4)
     trace = xl.Trace(
         summary,
         None,
         torch.zeros(160, 2),
         torch.tensor([0.3, 1.0]),
         task="segmentation",
-        groups=groups,
+        images=images,
         tiles=xl.types.Tiles(8, 0),
     )
     limits = {"loose": {"max_miou_drop": 0.9}, "strict": {"max_miou_drop": 1e-3}}

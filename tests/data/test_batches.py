@@ -46,7 +46,8 @@ class Uneven(Dataset):
 
     def __getitem__(self, i):
         image, label = torch.zeros(3, 8, 8), torch.zeros(8, 8)
-        return {"inputs": (image[:, i:], 1), "labels": (image, label[i:]), "lists": (image, [1, 0, 1])}[self.what]
+        samples = {"inputs": (image[:, i:], 1), "labels": (image, label[i:]), "lists": (image, [1, 0, 1])}
+        return (samples | {"none": (image, None), "names": ({"ab"[i % 2]: image}, 1)})[self.what]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -54,7 +55,9 @@ class Uneven(Dataset):
     ("what", "message"),
     [
         ("inputs", "data: samples do not make a batch: .* Fix: "),
-        ("labels", "data: samples do not make a batch: .* Fix: "),
+        ("labels", "data: samples do not make a batch: .* Fix: resize or pad them"),
+        ("none", "data: samples do not make a batch: .*NoneType.* Fix: return tensors"),
+        ("names", "data: samples do not make a batch: .* Fix: return tensors, numbers or dicts of them with the same names"),
         ("lists", r"expected labels as numbers or one tensor, got list .* Fix: "),
     ],
 )

@@ -82,14 +82,15 @@ def test_a_summary_is_of_enlarged_answers_and_coarse_scores():
     rng = torch.Generator().manual_seed(0)
     outputs = [torch.randn(10, 3, 2, 2, generator=rng), torch.randn(10, 3, 8, 8, generator=rng)]
     labels = torch.randint(0, 3, (10, 8, 8), generator=rng)
-    kept = pixels.summarise(outputs, (8, 8), labels)
-    answers = [pixels.resize_logits(each, (8, 8)).argmax(1) for each in outputs]
+    answers = [pixels.enlarge_answers(each, (8, 8)) for each in outputs]
+    assert torch.equal(answers[0], pixels.resize_logits(outputs[0], (8, 8)).argmax(1))
+    kept = pixels.summarise(outputs, answers, labels)
     assert torch.equal(kept.disagreement[:, 0], (answers[0] != answers[1]).float().mean((1, 2)))
     assert kept.disagreement[:, 1].tolist() == [0.0] * 10
     assert torch.equal(kept.confusion[:, 0], pixels.count_confusion(answers[0], labels, 3))
     assert torch.equal(kept.scores[:, 0, 0], outputs[0].softmax(1).amax(1).mean((1, 2)))
     assert kept.shape == (10, 2, 3)
-    assert pixels.summarise(outputs, (8, 8), None).confusion is None
+    assert pixels.summarise(outputs, answers, None).confusion is None
     trace = xl.Trace(kept, None, torch.zeros(10, 2), torch.tensor([0.5, 1.0]))
     torch.testing.assert_close(trace.accuracy[:, 0], (answers[0] == labels).float().mean((1, 2)))
 

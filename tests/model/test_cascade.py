@@ -174,7 +174,7 @@ def test_three_texts_too():
         (lambda a, b: xl.cascade([a, b], IMAGES[0]), r"members\[0\]: it fails on an example of shape .* Fix: "),
         (
             lambda a, b: xl.cascade([xl.attach(Small(channels=1), [], 4, IMAGES[:1, :1]), b], IMAGES),
-            r"members\[0\]: it takes inputs .* \(\(\), 3, 1\), the example has \(\(\), 3, 3\)",
+            r"members\[0\]: it takes images of 1 channels, the example has 3. Fix: ",
         ),
         (lambda a, b: xl.cascade([nn.Flatten(0), b], IMAGES), r"members: expected networks that return logits \(B,C\)"),
     ],
@@ -244,3 +244,13 @@ def test_files_and_tuning_answer_alike(pair, tmp_path):
         net.compile(policy)
     assert torch.equal(xl.predict(net, pixels, policy).labels, expected.labels)
     torch._dynamo.reset()  # its graphs are shared by all networks of the process
+
+
+def test_grey_images_may_have_members_for_colours():
+    torch.manual_seed(0)
+    grey, colour = Small(channels=1).eval(), Small(width=8).eval()
+    scales = [xl.data.Preprocess((16, 16), (0.5,), (0.25,)), xl.data.Preprocess((16, 16), *RGB)]
+    images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    net = xl.cascade([grey, colour], images[:1], preprocess=scales)
+    standard = (images.expand(-1, 3, -1, -1) - torch.tensor(RGB[0]).view(3, 1, 1)) / torch.tensor(RGB[1]).view(3, 1, 1)
+    torch.testing.assert_close(net(images)[1].logits, colour(standard))

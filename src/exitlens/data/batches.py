@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -183,14 +184,16 @@ def _split(source: Any, batch_size: int, workers: int | None = None, name: str =
 
 
 def collate_samples(samples: list[Any]) -> Any:
-    """Return the batch of samples that PyTorch makes of them; raise :class:`InputError` if they differ in shape."""
+    """Return the batch that PyTorch makes of samples; raise :class:`InputError` if they differ in shape, or have none."""
     try:
         return default_collate(samples)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"data: samples do not make a batch: {first_line(error)}. Fix: give tensors of one shape, resized or padded, or "
-            "a DataLoader with a collate_fn."
-        ) from error
+    except (RuntimeError, TypeError, KeyError) as error:
+        if isinstance(error, RuntimeError) and not re.search("equal size|not resizable", str(error)):  # memory, perhaps
+            raise
+        fix = "return tensors, numbers or dicts of them with the same names"
+        if isinstance(error, RuntimeError):
+            fix = "resize or pad them to one shape, or pass a DataLoader with a collate_fn"
+        raise InputError(f"data: samples do not make a batch: {first_line(error)}. Fix: {fix}.") from error
 
 
 def plan_in_order(count: int, batch_size: int) -> Plan:

@@ -234,6 +234,18 @@ def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Pol
     return replace(policy, gate=fit_gate(stack_trace_features(trace, policy)[rows], target[rows])), fitted_on
 
 
+def _see_units(trace: Trace, exits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (N,) -> (n,), (n,)
+    """Return what the drift monitor sees: exits and scores of one image in a group, of its latest and least sure tile."""
+    groups = trace.groups
+    if trace.images is not None and groups is not None:
+        images = trace.images.unique(return_inverse=True)[1]
+        count = int(images.max()) + 1
+        exits = exits.new_zeros(count).scatter_reduce_(0, images, exits, "amax", include_self=False)
+        scores = scores.new_zeros(count).scatter_reduce_(0, images, scores, "amin", include_self=False)
+        groups = groups.new_zeros(count).scatter_(0, images, groups)
+    return (exits, scores) if groups is None else (exits[find_firsts(groups)], scores[find_firsts(groups)])
+
+
 def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:
     """Return the chosen policy with its record: the request, and what the policy does on the trace."""
     policy = choice.policy
@@ -245,10 +257,9 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
     final = score_logits(trace.logits[:, -1], policy.score, policy.temperatures[-1])
     scores = select_exits(torch.cat([plain, final[:, None]], 1), exits)
     classes = sum(", class " in risk.name for risk in choice.risks)
-    hashes, units = trace.hash_samples(), torch.arange(len(trace))
+    hashes = trace.hash_samples()
     distinct = len(set(hashes))
-    if trace.groups is not None:  # the drift monitor counts groups, and only logits in two groups are repeated
-        units = find_firsts(trace.groups)
+    if trace.groups is not None:  # only logits in two groups are repeated
         distinct += len(trace) - len(set(zip(hashes, trace.groups.tolist(), strict=True)))
     seen = trace.sketch()
     record = Calibration(
@@ -265,7 +276,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         map_null=tuple(trace.null["cc"].mean(0).tolist()) if "cc" in trace.null else None,
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,
-        reference=summarize_reference(exits[units], scores[units], trace.num_exits),
+        reference=summarize_reference(*_see_units(trace, exits, scores), trace.num_exits),
         certification=choice.certification,
         groups=trace.num_groups if trace.num_groups < len(trace) else None,
         timing=trace.timing,

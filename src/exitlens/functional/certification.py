@@ -165,7 +165,7 @@ def certify(
         steps_tested=result.steps,
         tests=result.tests,
         path_groups=None if groups is None else count_groups(groups[first]),
-        largest_group=next((risk.largest for risk in risks if groups is not None and risk.groups is groups), None),
+        largest_group=max((risk.largest for risk in risks if risk.groups is groups and risk.largest), default=None),
     )
     if result.cuts is not None:
         return levels.thresholds(result.cuts), record

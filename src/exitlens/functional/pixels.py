@@ -155,17 +155,31 @@ def summarise(
     )
 
 
+def count_classes(confusion: Tensor) -> Tensor:  # (*S,C,C) -> (*S,3,C)
+    """Return the numbers of pixels of each class that are right, labelled and answered."""
+    return torch.stack([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)], -2)
+
+
 def measure_iou(confusion: Tensor) -> Tensor:  # (*S,C,C) -> (*S,C)
     """Return each class's intersection over union of labelled and answered pixels; NaN for a class in neither."""
-    both = confusion.diagonal(dim1=-2, dim2=-1).double()
-    union = confusion.sum(-1) + confusion.sum(-2) - both
+    return _divide_by_union(count_classes(confusion))
+
+
+def _divide_by_union(counts: Tensor) -> Tensor:  # (*S,3,C) -> (*S,C)
+    both, labelled, answered = counts.double().unbind(-2)
+    union = labelled + answered - both
     return both / torch.where(union > 0, union, torch.nan)
 
 
 def measure_mean_iou(confusion: Tensor) -> Tensor:  # (*S,C,C) -> (*S)
     """Return the mean of :func:`measure_iou` over the classes that any label has; 1 without any labelled pixel."""
-    present = confusion.sum(-1) > 0
-    total = measure_iou(confusion).nan_to_num(0.0).mul(present).sum(-1)
+    return average_iou(count_classes(confusion))
+
+
+def average_iou(counts: Tensor) -> Tensor:  # (*S,3,C) -> (*S)
+    """Return what :func:`measure_mean_iou` does, from :func:`count_classes`."""
+    present = counts[..., 1, :] > 0
+    total = _divide_by_union(counts).nan_to_num(0.0).mul(present).sum(-1)
     return torch.where(present.any(-1), total / present.sum(-1).clamp_min(1), 1.0).float()
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError, suggest
-from exitlens.functional.groups import average_groups, shuffle_groups, sum_groups, weigh_samples
-from exitlens.functional.pixels import measure_mean_iou, measure_missed
+from exitlens.functional.groups import average_groups, sum_groups, weigh_samples
+from exitlens.functional.pixels import average_iou, count_classes, measure_missed
 from exitlens.types import Trace
 from exitlens.types.settings import MISSED_AREA, NUMBER_LIMITS, PIXEL_LIMITS, VECTOR_LIMITS
 from exitlens.types.traces import AnswerSummary, ExitLatency, format_ms
@@ -88,34 +87,52 @@ class Risk:
 
 @dataclass(frozen=True)
 class PooledRisk(Risk):
-    """A risk of groups whose samples are counted together, as an image's tiles, each of which leaves by itself.
+    """A risk of images whose tiles leave each for itself and are counted together.
 
-    ``values`` are what a sample adds to its group's loss if all others go to the end, times the group's size. They order
-    policies; whether a limit is kept is decided by the losses themselves. All groups weigh the same.
+    ``values`` are what a tile adds to its image's loss if all others go to the end. They order policies; whether a limit is
+    kept is decided by the losses themselves. In a group of several images each of them counts, as for whole images.
     """
 
-    counts: Tensor = field(kw_only=True)  # (N,K,C,C)
-    measure: Callable[[Tensor], Tensor] = field(kw_only=True)  # of a group's counts (n,C,C), its loss (n,)
+    counts: Tensor = field(kw_only=True)  # (N,K,*M), which add up over the tiles of an image
+    images: Tensor = field(kw_only=True)  # (N,) integers
+    measure: Callable[[Tensor], Tensor] = field(kw_only=True)  # of an image's counts (n,*M), its loss (n,)
 
     def at(self, where: Tensor) -> Self:
         """Return the same risk on some of the samples (indices)."""
-        return replace(super().at(where), counts=self.counts[where])
+        return replace(super().at(where), counts=self.counts[where], images=self.images[where])
 
     def with_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Self:
-        """Return the risk with its groups numbered as these."""
-        return replace(self, groups=groups)
+        """Return the risk over groups, weighted by their numbers of images, or all equally."""
+        proposing = replace(self, groups=groups).at(first)._select_groups()
+        largest = int(proposing.bincount().max()) if proposing is not None and len(proposing) else 1
+        return replace(self, groups=groups, largest=None if equal else largest)
 
-    def mean(self, exits: Tensor) -> float:  # (N,)
-        """Return the mean over groups."""
-        return self.units(exits).double().mean().item()
+    def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
+        """Return the loss of every image, less the final exit's unless the risk is absolute."""
+        rows = torch.arange(len(exits)) if self.rows is None else self.rows.nonzero()[:, 0]
+        losses = self.measure(sum_groups(self.counts[rows, exits[rows]], self.images[rows]))
+        return losses if self.is_absolute else losses - self.measure(sum_groups(self.counts[rows, -1], self.images[rows]))
 
-    def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """Return each group's loss, less the final exit's unless the risk is absolute."""
-        groups, rows = self._select_groups(), torch.arange(len(exits))
-        assert groups is not None
-        rows = rows if self.rows is None else rows[self.rows]
-        losses = self.measure(sum_groups(self.counts[rows, exits[rows]], groups))
-        return losses if self.is_absolute else losses - self.measure(sum_groups(self.counts[rows, -1], groups))
+    def column(self) -> Tensor:  # -> (N,K)
+        """Return values whose mean over all samples is near the risk, and the risk itself where losses add up over tiles."""
+        images, groups = self._number_images(), self._select_groups()
+        count, column = int(images.max()) + 1 if len(images) else 0, torch.zeros_like(self.values)
+        weights = torch.ones(count, dtype=torch.float64) if groups is None else weigh_samples(groups, self.largest)
+        where = slice(None) if self.rows is None else self.rows
+        scale = weights[images] * (len(self.values) / max(1, count))
+        column[where] = self.values[where] * scale[:, None].to(column.dtype)
+        return column
+
+    def _number_images(self) -> Tensor:  # -> (m,) of the samples that count, in [0, n)
+        numbers: Tensor = (self.images if self.rows is None else self.images[self.rows]).unique(return_inverse=True)[1]
+        return numbers
+
+    def _select_groups(self) -> Tensor | None:  # -> (n,) of each image
+        groups = super()._select_groups()
+        if groups is None or not len(groups):
+            return groups
+        images = self._number_images()
+        return groups.new_empty(int(images.max()) + 1).scatter_(0, images, groups)  # all tiles of one have the same
 
 
 @dataclass(frozen=True)
@@ -208,35 +225,33 @@ def missed_area(trace: Trace, name: str, limit: float) -> Risk:
         raise CalibrationError(
             f"max_missed_area: no image has {name!r}, so nothing can be said of missing it. Fix: collect some that have it."
         )
+    area = counts[..., label, :].sum(-1)
+    missed = torch.stack([area - counts[..., label, label], area], -1)  # (N,K,2)
     risk = Risk(f"{MISSED_AREA}{name}", measure_missed(counts, label), limit, "unit", is_absolute=True)
-    return _count_images(trace, risk, partial(measure_missed, label=label), lambda counts: counts[:, label].any(-1))
+    return _count_images(trace, risk, missed, lambda sums: sums[..., 0].float() / sums[..., 1].clamp_min(1), area[:, 0] > 0)
 
 
 def mean_iou_drop(trace: Trace, limit: float) -> Risk:
     """Return the final exit's mean IoU, over the classes that the image's label has, less the exit's, in [-1, 1]."""
-    find_labelled(trace, "max_miou_drop")
-    losses = -measure_mean_iou(trace.require_confusion("max_miou_drop"))
+    labelled, counts = find_labelled(trace, "max_miou_drop"), count_classes(trace.require_confusion("max_miou_drop"))
+    losses = -average_iou(counts)
     risk = Risk("max_miou_drop", losses - losses[:, -1:], limit, "signed")
-    return _count_images(trace, risk, lambda counts: -measure_mean_iou(counts), lambda counts: counts.flatten(1).any(-1))
+    return _count_images(trace, risk, counts, lambda sums: -average_iou(sums), labelled)
 
 
-def _count_images(
-    trace: Trace, risk: Risk, measure: Callable[[Tensor], Tensor], has_part: Callable[[Tensor], Tensor]
-) -> Risk:
-    """Return the risk of the images that have a part in it, by counts ``(n,C,C)``: of images, or of all tiles of each."""
-    counts = trace.require_confusion(risk.name)
-    if trace.tiles is None or trace.groups is None or trace.num_groups == len(trace):
-        rows = has_part(counts[:, -1])
-        return replace(risk, rows=None if rows.all() else rows)
-    groups, values = shuffle_groups(trace.groups, seed=0), list[Tensor]()
-    final, sizes = sum_groups(counts[:, -1], groups), groups.bincount()
+def _count_images(trace: Trace, risk: Risk, counts: Tensor, measure: Callable[[Tensor], Tensor], has_part: Tensor) -> Risk:
+    """Return the risk of the images that have a part in it ``(N,)``, by counts ``(N,K,*M)`` of images or of their tiles."""
+    if trace.images is None:
+        return replace(risk, rows=None if has_part.all() else has_part)
+    images, values = trace.images.unique(return_inverse=True)[1], list[Tensor]()
+    final, sizes = sum_groups(counts[:, -1], images), images.bincount()
     for rows in torch.arange(len(trace)).split(PART):
-        whole, tiles = final[groups[rows], None], counts[rows]
-        alone = sizes[groups[rows], None] * (measure(whole + tiles - tiles[:, -1:]) - measure(whole))
-        values.append(alone + measure(whole) * risk.is_absolute)
-    rows = has_part(final)[groups]
-    known = {"values": torch.cat(values), "rows": None if rows.all() else rows, "groups": groups}
-    return PooledRisk(**vars(risk) | known, counts=counts, measure=measure)
+        whole, tiles = final[images[rows], None], counts[rows].long()
+        alone = measure(whole + tiles - tiles[:, -1:]) - measure(whole)
+        values.append(alone + measure(whole) / sizes[images[rows], None] * risk.is_absolute)
+    rows = torch.zeros(len(sizes), dtype=torch.bool).index_fill_(0, images[has_part], True)[images]
+    known = {"values": torch.cat(values), "rows": None if rows.all() else rows}
+    return PooledRisk(**vars(risk) | known, counts=counts, images=images, measure=measure)
 
 
 def answer_risk(trace: Trace, name: str, limit: float) -> Risk:

@@ -71,8 +71,8 @@ def cascade(
     places = [f"members[{title}]" for title in titles]
     nets = [_open(*each, example) for each in zip(places, members, given, strict=True)]
     names = tuple(classes) or next((net.info.classes for net in reversed(nets) if net.info.classes), ())
-    for place, net in zip(places, nets, strict=True):
-        _check_member(place, net, nets[-1], names, example)
+    for place, net, each in zip(places, nets, given, strict=True):
+        _check_member(place, net, nets[-1], names, each, example)
     adapters = [_make_adapter(outer, *pair, example) for pair in zip(nets, given, strict=True)]
     parts = list(_join(nets, adapters, names, len(list_tensors(example))))
     stages, heads = zip(*parts, strict=True)
@@ -155,7 +155,14 @@ def _open(place: str, member: nn.Module, preprocess: Preprocessing | None, examp
     return attach(member, [], logits.shape[1], example, final="keep")
 
 
-def _check_member(place: str, net: ExitNet, last: ExitNet, names: tuple[str, ...], example: Inputs) -> None:
+def _check_member(
+    place: str,
+    net: ExitNet,
+    last: ExitNet,
+    names: tuple[str, ...],
+    preprocess: Preprocessing | None,
+    example: Inputs,
+) -> None:
     info = net.info
     refuse_task(info.task, f"{place}: a cascade")
     answers = [f"{each.num_classes} ({each.task})" for each in (info, last.info)]
@@ -168,17 +175,17 @@ def _check_member(place: str, net: ExitNet, last: ExitNet, names: tuple[str, ...
         raise AttachError(
             f"{place}: its {info.num_classes} classes do not have these names: {shown}. Fix: pass classes=[...]."
         )
-    kinds = [
-        (inputs, len(shape), *shape[:-2][:1])
-        for inputs, shape in (
-            (info.inputs, info.input_shape),
-            (list_input_names(example), tuple(list_tensors(example)[0].shape[1:])),
-        )
-    ]
+    shape = tuple(list_tensors(example)[0].shape[1:])
+    kinds = [(info.inputs, len(info.input_shape)), (list_input_names(example), len(shape))]
     if kinds[0] != kinds[1]:
         raise AttachError(
-            f"{place}: it takes inputs (names, axes, channels of images) {kinds[0]}, the example has {kinds[1]}. Fix: pass "
-            "inputs of one kind."
+            f"{place}: it takes inputs (names, axes) {kinds[0]}, the example has {kinds[1]}. Fix: pass inputs of one kind."
+        )
+    is_grey = isinstance(preprocess, Preprocess) and shape[0] == 1  # which standardising makes as many as it has means
+    if len(shape) == 3 and shape[0] != info.input_shape[0] and not is_grey:
+        raise AttachError(
+            f"{place}: it takes images of {info.input_shape[0]} channels, the example has {shape[0]}. Fix: pass networks "
+            "of one kind of images."
         )
     if _find_order(names, info.classes) and not all(isinstance(head, KeptHead) for head in net.heads):
         raise AttachError(

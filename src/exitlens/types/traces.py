@@ -419,6 +419,8 @@ class Trace:
             ``regression``, numbers; or ``embedding``, vectors.
         classes: their names, for limits that name one; empty: they go by their numbers.
         tiles: its samples are these parts of images (``collect(tiles=)``).
+        images: ``(N,)`` integers, with tiles: the image of each, whose tiles are in one group. ``groups`` are images if none
+            are given.
         certificate_requests: made of these samples so far (not an argument, and not saved with the trace). Asking until one
             is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
         sample_hashes: ``(N,)`` of logits that are not kept whole (:meth:`hash_samples`).
@@ -448,6 +450,7 @@ class Trace:
     swaps: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     tiles: Tiles | None = None
+    images: Tensor | None = None
     certificate_requests: list[CertificateRequest] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -513,12 +516,24 @@ class Trace:
             kinds = ", ".join(str(value.dtype) for value in self.swaps.values())
             raise InputError(f"swaps: expected 'changed' as bool and 'unit' as integers, got {kinds}. Fix: convert them.")
 
+    def _check_images(self) -> None:
+        if (self.images is None) != (self.tiles is None):
+            raise InputError("images: expected them with tiles, and only with these. Fix: collect the trace with tiles=.")
+        if self.images is not None and self.groups is None:
+            object.__setattr__(self, "groups", self.images)
+        if self.images is not None and self.groups is not None:
+            pairs = torch.stack([self.images, self.groups]).unique(dim=1)
+            if len(pairs[0].unique()) < len(pairs[0]):
+                raise InputError("groups: tiles of one image are in several groups. Fix: name one group for each image.")
+
     def _check_shapes(self, n: int, k: int) -> None:
-        if self.groups is not None:
-            groups = _as_tensor(self.groups, "groups", f"({n},) integers")
-            if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-                raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
-            object.__setattr__(self, "groups", groups.long())
+        for name in ("groups", "images"):
+            if (given := getattr(self, name)) is not None:
+                ids = _as_tensor(given, name, f"({n},) integers")
+                if ids.shape != (n,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+                    raise InputError(f"{name}: expected ({n},) integers, got {tuple(ids.shape)} {ids.dtype}")
+                object.__setattr__(self, name, ids.long())
+        self._check_images()
         shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 3), "sample_hashes": (n,)}
         for name in ("logits", *shapes):
             value = getattr(self, name)
@@ -649,12 +664,16 @@ class Trace:
 
         Args:
             groups: ``(N,)`` integers, or the names of the samples' groups, which are numbered in the order of their first
-                samples.
+                samples. With tiles, one for each image is enough.
 
         Raises:
-            InputError: unless there is an integer or a name for every sample.
+            InputError: unless there is an integer or a name for every sample, the same for all tiles of an image.
         """
-        grouped = replace(self, groups=number_groups(groups))
+        numbers = number_groups(groups)
+        if self.images is not None and len(numbers) < len(self):
+            images = self.images.unique_consecutive(return_inverse=True)[1]
+            numbers = numbers[images] if len(numbers) == int(images[-1]) + 1 else numbers
+        grouped = replace(self, groups=numbers)
         object.__setattr__(grouped, "certificate_requests", self.certificate_requests)
         return grouped
 

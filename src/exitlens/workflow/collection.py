@@ -182,7 +182,7 @@ class _Recorder:
         self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
         self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads) and tiles is None
-        self._tiles, self._images, self._overhead = tiles, 0, 1.0  # of a tile with its halo
+        self._tiles, self._images, self._overhead = tiles, list[Tensor](), 1.0  # of a tile with its halo
 
     def add(self, seen: _Observed) -> None:
         """Check and store a batch."""
@@ -203,14 +203,15 @@ class _Recorder:
         if self._has_maps:
             self._add_maps(seen)
 
-    def _name_images(self, seen: _Observed, count: int, tiles: Tiles) -> Tensor:
-        """Return the group of every tile: that of its image, or else the image."""
+    def _name_images(self, seen: _Observed, count: int, tiles: Tiles) -> Tensor | None:
+        """Record the image of every tile; return the group of its image, if there are groups."""
         overhead = tiles.find_overhead(seen.size)
         if self._images and overhead != self._overhead:
             raise InputError("data: its images differ in size, and so do the costs of their tiles. Fix: resize them.")
-        images = torch.arange(seen.images) + self._images if seen.groups is None else seen.groups
-        self._images, self._overhead = self._images + seen.images, overhead
-        return images.repeat_interleave(count // seen.images)
+        first = int(self._images[-1][-1]) + 1 if self._images else 0
+        self._overhead = overhead
+        self._images.append((torch.arange(seen.images) + first).repeat_interleave(count // seen.images))
+        return None if seen.groups is None else seen.groups.repeat_interleave(count // seen.images)
 
     def _add_logits(self, logits: Tensor, labels: Tensor | None) -> None:
         if self._is_compact:
@@ -286,6 +287,7 @@ class _Recorder:
             task=self._net.info.task,
             classes=self._net.info.classes,
             tiles=self._tiles,
+            images=_join(self._images),
         )
         if swap is not None:
             trace = swap(trace)

@@ -135,7 +135,8 @@ def _tell_apart(sample: Trace, copy: Tensor) -> Trace:
     if sample.swaps:
         unit = sample.swaps["unit"]
         sample = replace(sample, swaps={**sample.swaps, "unit": torch.where(unit < 0, unit, _number(unit, copy))})
-    return sample if sample.groups is None else sample.with_groups(_number(sample.groups, copy))
+    groups, images = (None if ids is None else _number(ids, copy) for ids in (sample.groups, sample.images))
+    return replace(sample, groups=groups, images=images)
 
 
 def _number(ids: Tensor, copy: Tensor) -> Tensor:

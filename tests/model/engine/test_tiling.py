@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,38 @@ def test_limits_on_images_count_all_tiles_of_an_image_together(limits, delta):
     if delta and policy.calibration.certification.tests[0].p_value <= delta:
         assert len(losses) / 2 < policy.calibration.certification.tests[0].groups < len(losses)
         assert "of an image" in policy.certificate() or "over the images" in policy.certificate()
+
+
+def test_images_of_one_patient_count_each_by_itself():
+    net, tiles, data = make_unet(), Tiles(8, 8), make_pixel_set(60)
+    patients = torch.arange(60) // 3
+    whole, trace = (xl.collect(net, data, tiles=each).with_groups(patients) for each in (None, tiles))
+    exits = torch.zeros(240, dtype=torch.int64)
+    for limit, make in ((0.5, mean_iou_drop), (0.5, lambda trace, limit: missed_area(trace, "1", limit))):
+        risk, same = make(trace, limit), make(whole, limit)
+        numbers = torch.randperm(20)[patients]
+        ours = risk.with_groups(numbers.repeat_interleave(4), torch.arange(120), equal=False)
+        theirs = same.with_groups(numbers, torch.arange(30), equal=False)
+        torch.testing.assert_close(ours.units(exits), theirs.units(exits[:60]))
+        assert ours.mean(exits) == pytest.approx(theirs.mean(exits[:60]))
+    assert trace.groups.unique().numel() == 20
+    policy = xl.calibrate(trace, max_miou_drop=1.0, delta=0.3)
+    assert policy.calibration.groups == 20
+    for names in (torch.arange(240), torch.arange(240) // 2):
+        with pytest.raises(xl.errors.InputError, match="tiles of one image are in several groups"):
+            trace.with_groups(names)
+    with pytest.raises(xl.errors.InputError, match="images: expected them with tiles"):
+        replace(trace, images=None)
+
+
+def test_the_drift_monitor_sees_images_and_not_tiles():
+    net, tiles, data = make_unet(), Tiles(8, 8), make_pixel_set(60)
+    trace = xl.collect(net, data, tiles=tiles)
+    policy = xl.calibrate(trace, max_miou_drop=0.05)
+    pred = xl.predict(net, data.inputs, policy, tiles=tiles)
+    counts = [sum(cells) for cells in policy.calibration.reference.counts]
+    assert counts == pred.exits.bincount(minlength=3).tolist()
+    assert policy.calibration.reference.confidence == pytest.approx(pred.confidence.double().mean().item(), abs=1e-6)
 
 
 def test_what_a_tile_adds_is_exact_for_areas_and_for_one_tile_alone():

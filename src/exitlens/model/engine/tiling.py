@@ -11,7 +11,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.pixels import TINY, resize_probabilities
 from exitlens.functional.routing import fires, needs_head
-from exitlens.functional.scores import score_of
+from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import gather
@@ -19,6 +19,8 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.settings import PIXEL_SCORES
 from exitlens.types.tasks import find_answers, read_answers
 from exitlens.types.tiles import Tiles
+
+WINDOWS = 8  # whose pixels are computed at once
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,27 @@ class _Walk:
         self.places = self.parts = _Parts(images, starts.repeat(self.count, 1), self.size)
         self.activations, self.exit = engine.enter(activations), 0
 
-    def answer(self, temperature: float = 1.0) -> Tensor:
-        """Run a stage and its head; return the probabilities of every cell, of images or of windows ``(n,C,h,w)``."""
-        self.activations, p, *_ = self.engine.run_exit(self.exit, self.activations, temperature, PIXEL_SCORES[0])
+    def answer(self, temperature: float | None = None) -> Tensor:
+        """Run a stage and its head; return the probabilities of every cell, of images or of windows ``(n,C,h,w)``.
+
+        Without a temperature nothing is compiled.
+        """
+        if temperature is None:
+            self.activations, logits, *_ = self.engine.run_step(self.exit, self.activations, "logits")
+            p = probabilities(logits, kind=PIXEL_SCORES[0])
+        else:
+            self.activations, p, *_ = self.engine.run_exit(self.exit, self.activations, temperature, PIXEL_SCORES[0])
         finer = getattr(self.engine.heads[self.exit], "finer", 1)  # logits along a cell of the features
         _check_stride(p[..., ::finer, ::finer], self.parts.size, self.tiles)
         return p
 
-    def enlarge(self, p: Tensor, kept: Tensor) -> Tensor:  # (n,C,h,w), (m,) bool -> (m,C,side,side)
-        """Return the probabilities of every pixel of some of the tiles."""
-        parts = self.parts.select(kept)
-        rows, numbers = parts.rows.unique(return_inverse=True)
-        return replace(parts, rows=numbers).cut(resize_probabilities(p[rows], parts.size), self.sides)
+    def paste(self, p: Tensor, kept: Tensor, tiles: Tensor, answer: Tensor) -> None:  # (n,C,h,w), (m,) bool, (k,), (B,C,H,W)
+        """Write the probabilities of every pixel of the tiles that are kept, whose numbers are ``tiles``."""
+        parts, places = self.parts.select(kept), self.places.select(tiles)
+        for some in torch.arange(len(tiles), device=tiles.device).split(WINDOWS):  # pixels of all would fill the memory
+            rows, numbers = parts.rows[some].unique(return_inverse=True)
+            cut = replace(parts.select(some), rows=numbers).cut(resize_probabilities(p[rows], parts.size), self.sides)
+            places.select(some).paste(cut, answer)
 
     def go_on(self, kept: Tensor) -> None:  # (m,) bool
         """Leave the other tiles behind."""
@@ -107,7 +118,7 @@ def run_tiles(engine: Engine, activations: Activations, policy: Policy, tiles: T
             answer = resize_probabilities(p, walk.size)  # later exits write over it
         elif fired.any():
             answer = p.new_empty(walk.count, p.shape[1], *walk.size) if answer is None else answer
-            walk.places.select(waiting[fired]).paste(walk.enlarge(p, fired), answer)
+            walk.paste(p, fired, waiting[fired], answer)
         waiting = waiting[~fired]
         if not len(waiting):
             break
@@ -133,7 +144,7 @@ def observe_tiles(engine: Engine, activations: Activations, tiles: Tiles) -> tup
             p = walk.answer()
             answer = resize_probabilities(p, walk.size) if k == 0 else p.new_empty(1, p.shape[1], *walk.size)
             if k:
-                walk.places.paste(walk.enlarge(p, every), answer)
+                walk.paste(p, every, torch.arange(len(every), device=every.device), answer)
             cells[-1].append(walk.parts.cut(p, walk.sides).clamp_min(TINY).log())
             classes[-1].append(find_answers(answer, "segmentation"))
             if k + 1 < len(engine.heads):

@@ -82,8 +82,8 @@ class Augmentation:
             for kept, got in shapes:
                 if got != kept:
                     raise InputError(
-                        f"augment: expected images and masks of {tuple(kept)} again, got {tuple(got)}. Fix: end the "
-                        "transform with v2.Resize."
+                        f"augment: expected images and masks of {tuple(kept)} again, got {tuple(got)}. Fix: choose "
+                        "transforms that keep channels and size, or end with v2.Resize."
                     )
         views = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
         moved = None if masks is None else torch.stack([m.as_subclass(Tensor) for _, m in pairs if m is not None])
