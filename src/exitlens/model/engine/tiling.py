@@ -80,10 +80,10 @@ class _Walk:
     def paste(self, p: Tensor, kept: Tensor, tiles: Tensor, answer: Tensor) -> None:  # (n,C,h,w), (m,) bool, (k,), (B,C,H,W)
         """Write the probabilities of every pixel of the tiles that are kept, whose numbers are ``tiles``."""
         parts, places = self.parts.select(kept), self.places.select(tiles)
-        for some in torch.arange(len(tiles), device=tiles.device).split(WINDOWS):  # pixels of all would fill the memory
-            rows, numbers = parts.rows[some].unique(return_inverse=True)
-            cut = replace(parts.select(some), rows=numbers).cut(resize_probabilities(p[rows], parts.size), self.sides)
-            places.select(some).paste(cut, answer)
+        for batch in torch.arange(len(tiles), device=tiles.device).split(WINDOWS):  # pixels of all would fill the memory
+            rows, numbers = parts.rows[batch].unique(return_inverse=True)
+            cut = replace(parts.select(batch), rows=numbers).cut(resize_probabilities(p[rows], parts.size), self.sides)
+            places.select(batch).paste(cut, answer)
 
     def go_on(self, kept: Tensor) -> None:  # (m,) bool
         """Leave the other tiles behind."""
