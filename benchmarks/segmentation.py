@@ -43,7 +43,8 @@ from exitlens.types.tiles import Tiles
 from exitlens.workflow.collection import LARGEST_DENSE
 
 SIDE, OBJECTS, TRAIN, HELD, TEST = 48, 3, 4000, 1000, 2000  # pixels, garments an image, images
-WIDE, GARMENT, WIDE_TEST, CHUNK = 384, (22, 34), 300, 50  # pixels: of wide scenes and of garments in them; images
+WIDE, GARMENT, CHUNK = 384, (22, 34), 50  # pixels: of wide scenes and of garments in them; images
+WIDE_VALIDATION, WIDE_CALIBRATION, WIDE_TEST = 100, 600, 300
 PICTURES, PICTURE_SIDE = Path("runs/segmentation/pictures"), 96  # of as many drawings each
 BATCH, SEEDS = 64, 3
 NECKS = 0.12  # of the backbone's work for all necks; usual ones left early exits further behind the final one
@@ -177,11 +178,11 @@ def load_scenes(seed: int, quick: bool) -> Data:
 
 def load_wide(seed: int, quick: bool) -> Data:
     """Return large scenes with three small garments, and small parts of others to learn from."""
-    counts = {"train": TRAIN // 4, "validation": HELD // 4, "calibration": HELD, "test": WIDE_TEST}
+    counts = {"train": TRAIN // 4, "validation": HELD // 4, "calibration": WIDE_CALIBRATION, "test": WIDE_TEST}
     counts = dict.fromkeys(counts, 16) if quick else counts
     scenes = {split: partial(draw_wide, split, count, seed) for split, count in counts.items()}
     train, held = (crop(scenes[split](), seed) for split in ("train", "validation"))
-    few = draw_wide("validation", 2 * counts["test"] // 3, seed + SEEDS)
+    few = draw_wide("validation", 16 if quick else WIDE_VALIDATION, seed + SEEDS)
     validation, test = (join(list(each)) for each in (few, scenes["test"]()))
     return Data(train, held, validation, test, lambda: join(list(scenes["calibration"]())))
 
@@ -245,7 +246,7 @@ class Task:
 
 TASKS = {
     "scenes": Task(load_scenes),
-    "wide": Task(load_wide, (None, Tiles(32, 16), Tiles(64, 16)), 32),
+    "wide": Task(load_wide, (None, Tiles(32, 16)), 32),
     "pictures": Task(load_pictures),
 }
 GROUPS = [("wide", "slim"), ("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0")]  # task and backbone

@@ -20,7 +20,7 @@ from exitlens.types.settings import PIXEL_SCORES
 from exitlens.types.tasks import find_answers, read_answers
 from exitlens.types.tiles import Tiles
 
-WINDOWS = 8  # whose pixels are computed at once
+WINDOWS = 8  # that are computed at once
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,20 @@ class _Walk:
 
         Without a temperature nothing is compiled.
         """
-        if temperature is None:
-            self.activations, logits, *_ = self.engine.run_step(self.exit, self.activations, "logits")
-            p = probabilities(logits, kind=PIXEL_SCORES[0])
-        else:
-            self.activations, p, *_ = self.engine.run_exit(self.exit, self.activations, temperature, PIXEL_SCORES[0])
+        batches = [self.activations]  # a few windows at a time, which fit in the processor's cache
+        if self.exit:
+            batches = list(zip(*(each.split(WINDOWS) for each in self.activations), strict=True))
+        left, answers = list[Activations](), list[Tensor]()
+        for batch in batches:
+            if temperature is None:
+                activations, logits, *_ = self.engine.run_step(self.exit, batch, "logits")
+                p = probabilities(logits, kind=PIXEL_SCORES[0])
+            else:
+                activations, p, *_ = self.engine.run_exit(self.exit, batch, temperature, PIXEL_SCORES[0])
+            left.append(activations)
+            answers.append(p)
+        self.activations = left[0] if len(left) == 1 else tuple(torch.cat(each) for each in zip(*left, strict=True))
+        p = answers[0] if len(answers) == 1 else torch.cat(answers)
         finer = getattr(self.engine.heads[self.exit], "finer", 1)  # logits along a cell of the features
         _check_stride(p[..., ::finer, ::finer], self.parts.size, self.tiles)
         return p
