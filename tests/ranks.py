@@ -83,6 +83,7 @@ def fork(work: Callable[..., Any], *words: Any) -> BaseProcess:
 
 
 def _work(work: Callable[..., Any], *words: Any) -> None:
+    gc.freeze()  # a session of ONNX Runtime that is collected here would wait for its threads for ever
     torch.set_num_threads(1)
     work(*words)
 
