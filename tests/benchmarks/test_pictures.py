@@ -148,7 +148,7 @@ def test_a_picture_of_several_drawings_has_a_class_for_each_pixel(monkeypatch, t
     monkeypatch.setattr(segmentation, "PICTURES", tmp_path)
     data = segmentation.load_pictures(0, quick=False)
     assert data.train.classes == ("background", "cat", "dog")
-    assert [len(part) for part in (data.train, data.validation, data.calibration, data.test)] == [12, 2, 4, 6]
+    assert [len(part) for part in (data.train, data.validation, data.load_calibration(), data.test)] == [12, 2, 4, 6]
     assert set(data.train.labels.unique().tolist()) == {0, 1, 2}
 
 
