@@ -380,10 +380,11 @@ def draw_certificates(trace: xl.Trace, limits: Mapping[str, Mapping[str, Any]], 
     everyone, broken = torch.arange(len(trace)), dict.fromkeys(limits, 0)
     risks = {label: list_risks(trace, CalibrationRequest(**each).risk_limits, everyone)[0] for label, each in limits.items()}
     cost: dict[str, list[float]] = {label: [] for label in limits}
-    rng, tiles = torch.Generator().manual_seed(0), torch.arange(len(trace) // trace.num_groups)  # of an image, or itself
+    count = len(trace) if trace.images is None else len(trace.images.unique())
+    rng, tiles = torch.Generator().manual_seed(0), torch.arange(len(trace) // count)  # of an image, or itself
     for draw in range(draws):
         for label, each in limits.items():  # each with samples of its own, since one certificate spends what they can say
-            images = torch.randint(trace.num_groups, (size, 1), generator=rng)
+            images = torch.randint(count, (size, 1), generator=rng)
             drawn = trace.select((images * len(tiles) + tiles).flatten())
             if trace.images is not None:
                 copies = torch.arange(size).repeat_interleave(len(tiles))
@@ -499,25 +500,24 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 def write_table(runs: Runs) -> list[str]:
     rows = []
-    for (task, name), kind in product(GROUPS, [FULL, *(f"{EXITS} {to}" for to in HELD_TO), "narrow", "cut"]):
-        word, _, to = kind.partition(" ")
-        for each in [every for every in list_kinds(BACKBONES[name]) if every.startswith(word)]:
-            seeds = [seed for seed in range(SEEDS) if f"{task}/{name}-{each}-{seed}" in runs]
-            measured = [runs[f"{task}/{name}-{each}-{seed}"] for seed in seeds]
-            points = [run["points"][to] if to else run for run in measured if not to or to in run["points"]]
-            if points:
-                ious = [point["mean_iou"] if to else point["ious"][-1] for point in points]
-                title = f"exits, held to {HELD_TO[to]}" if to else each
-                exits = join_means([run["ious"] for run in measured], 1, 100) if to else ""
-                cost = join_means([[point["cost"]] for point in points], 2) if to else ""
-                timed = [run for seed in seeds if (run := runs.get(f"{task}/{name}-{TIME}-{seed}"))]
-                shown = f"{each} {to}" if to else each
-                ms = [
-                    join_means([[run[f"batch {size}"]["ms"][shown][0]] for run in timed], 2) if timed else ""
-                    for size in BATCHES
-                ]
-                first = [f"{task}, {name}", title, str(len(seeds)), f"{100 * sum(ious) / len(ious):.1f}"]
-                rows.append([*first, exits, cost, *ms])
+    for task, name in GROUPS:
+        kinds = [(FULL, ""), *((EXITS, to) for to in BACKBONES[name].held_to)]
+        kinds += [(kind, "") for kind in list_kinds(BACKBONES[name]) if kind not in (FULL, EXITS)]
+        for kind, to in kinds:
+            seeds = [seed for seed in range(SEEDS) if f"{task}/{name}-{kind}-{seed}" in runs]
+            if not seeds:
+                continue
+            measured = [runs[f"{task}/{name}-{kind}-{seed}"] for seed in seeds]
+            timed = [run for seed in seeds if (run := runs.get(f"{task}/{name}-{TIME}-{seed}"))]
+            ious = [[run["points"][to]["mean_iou"] if to else run["ious"][-1]] for run in measured]
+            cells = [f"{task}, {name}", f"exits, held to {HELD_TO[to]}" if to else kind, str(len(seeds))]
+            cells += [join_means(ious, 1, 100), join_means([run["ious"] for run in measured], 1, 100) if to else ""]
+            cells.append(join_means([[run["points"][to]["cost"]] for run in measured], 2) if to else "")
+            times = f"{kind} {to}" if to else kind
+            for size in BATCHES:
+                ms = [[run[f"batch {size}"]["ms"][times][0]] for run in timed]
+                cells.append(join_means(ms, 2) if ms else "")
+            rows.append(cells)
     head = ["task, backbone", "network", "seeds", "mean IoU, %", "of every exit", "cost"]
     head += [f"ms an image, batch {size}" for size in BATCHES]
     return [*(table(head, rows) if rows else []), "", *promise_table(list_promises(runs))]

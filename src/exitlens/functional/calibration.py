@@ -236,14 +236,12 @@ def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Pol
 
 def _see_units(trace: Trace, exits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (N,) -> (n,), (n,)
     """Return what the drift monitor sees: exits and scores of one image in a group, of its latest and least sure tile."""
-    groups = trace.groups
-    if trace.images is not None and groups is not None:
+    if trace.images is not None:
         images = trace.images.unique(return_inverse=True)[1]
-        count = int(images.max()) + 1
-        exits = exits.new_zeros(count).scatter_reduce_(0, images, exits, "amax", include_self=False)
-        scores = scores.new_zeros(count).scatter_reduce_(0, images, scores, "amin", include_self=False)
-        groups = groups.new_zeros(count).scatter_(0, images, groups)
-    return (exits, scores) if groups is None else (exits[find_firsts(groups)], scores[find_firsts(groups)])
+        exits = torch.zeros_like(exits).scatter_reduce_(0, images, exits, "amax", include_self=False)[images]
+        scores = torch.zeros_like(scores).scatter_reduce_(0, images, scores, "amin", include_self=False)[images]
+    rows = torch.arange(len(trace)) if trace.groups is None else find_firsts(trace.groups)
+    return exits[rows], scores[rows]
 
 
 def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:

@@ -120,10 +120,10 @@ def count_borders(answers: Tensor, labels: Tensor, classes: int, grid: Sequence[
     return torch.stack(counts, -1).int().view(-1, classes, 4)
 
 
-def enlarge_answers(logits: Tensor, size: Sequence[int]) -> Tensor:  # (B,C,h,w) -> (B,H,W)
+def enlarge_answers(logits: Tensor, size: Sequence[int]) -> Tensor:  # (B,C,h,w) -> (B,H,W) int16
     """Return the class of every pixel of inputs of ``size``, of a few images at a time."""
     parts = logits.float().split(ROWS)
-    return torch.cat([find_answers(resize_logits(part, size), "segmentation") for part in parts])
+    return torch.cat([find_answers(resize_logits(part, size), "segmentation").short() for part in parts])
 
 
 def summarise(

@@ -198,7 +198,7 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
 
 
 def pixel_error_drop(trace: Trace, limit: float) -> Risk:
-    """Return the share of an image's labelled pixels that are wrong, less the final exit's; of tiles it is each tile's."""
+    """Return the risk that more of an image's (or a tile's) labelled pixels are wrong than at the final exit, as a share."""
     labelled = find_labelled(trace, "max_pixel_error_drop")
     return Risk("max_pixel_error_drop", accuracy_drop(trace), limit, "signed", None if labelled.all() else labelled)
 
@@ -232,7 +232,7 @@ def missed_area(trace: Trace, name: str, limit: float) -> Risk:
 
 
 def mean_iou_drop(trace: Trace, limit: float) -> Risk:
-    """Return the final exit's mean IoU, over the classes that the image's label has, less the exit's, in [-1, 1]."""
+    """Return the risk of losing an image's mean IoU: the final exit's, over the classes of its label, less the exit's."""
     labelled, counts = find_labelled(trace, "max_miou_drop"), count_classes(trace.require_confusion("max_miou_drop"))
     losses = -average_iou(counts)
     risk = Risk("max_miou_drop", losses - losses[:, -1:], limit, "signed")

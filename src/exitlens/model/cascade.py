@@ -146,8 +146,8 @@ def _open(place: str, member: nn.Module, preprocess: Preprocessing | None, examp
     except Exception as error:  # any operation of the user's network may refuse the inputs
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in list_tensors(example))
         raise AttachError(
-            f"{place}: it fails on an example of shape {shapes}: {first_line(error)}. Fix: pass example=images[:1], "
-            "with the channels that every member takes."
+            f"{place}: it fails on an example of shape {shapes}: {first_line(error)}. Fix: pass an example "
+            "that every member takes, such as images[:1]."
         ) from error
     logits = getattr(logits, "logits", logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2:

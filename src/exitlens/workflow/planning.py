@@ -132,6 +132,8 @@ class _Draws:
 
 def _tell_apart(sample: Trace, copy: Tensor) -> Trace:
     """Return the sample with groups, and units of swaps, of their own for every unit that was drawn."""
+    if sample.groups is None and not sample.swaps:
+        return sample
     if sample.swaps:
         unit = sample.swaps["unit"]
         sample = replace(sample, swaps={**sample.swaps, "unit": torch.where(unit < 0, unit, _number(unit, copy))})

@@ -61,27 +61,22 @@ class _Walk:
         images = torch.arange(self.count, device=device).repeat_interleave(self.grid[0] * self.grid[1])
         starts = torch.cartesian_prod(*(torch.arange(along, device=device) * tiles.side for along in self.grid))  # (T,2)
         self.places = self.parts = _Parts(images, starts.repeat(self.count, 1), self.size)
-        self.activations, self.exit = engine.enter(activations), 0
+        self.batches, self.exit = [engine.enter(activations)], 0  # of windows a few, which fit in the processor's cache
 
     def answer(self, temperature: float | None = None) -> Tensor:
         """Run a stage and its head; return the probabilities of every cell, of images or of windows ``(n,C,h,w)``.
 
         Without a temperature nothing is compiled.
         """
-        batches = [self.activations]  # a few windows at a time, which fit in the processor's cache
-        if self.exit:
-            batches = list(zip(*(each.split(WINDOWS) for each in self.activations), strict=True))
-        left, answers = list[Activations](), list[Tensor]()
-        for batch in batches:
+
+        def run(batch: Activations) -> tuple[Activations, Tensor]:
             if temperature is None:
                 activations, logits, *_ = self.engine.run_step(self.exit, batch, "logits")
-                p = probabilities(logits, kind=PIXEL_SCORES[0])
-            else:
-                activations, p, *_ = self.engine.run_exit(self.exit, batch, temperature, PIXEL_SCORES[0])
-            left.append(activations)
-            answers.append(p)
-        self.activations = left[0] if len(left) == 1 else tuple(torch.cat(each) for each in zip(*left, strict=True))
-        p = answers[0] if len(answers) == 1 else torch.cat(answers)
+                return activations, probabilities(logits, kind=PIXEL_SCORES[0])
+            return self.engine.run_exit(self.exit, batch, temperature, PIXEL_SCORES[0])[:2]
+
+        left, answers = zip(*map(run, self.batches), strict=True)
+        self.batches, p = list(left), torch.cat(answers) if len(answers) > 1 else answers[0]
         finer = getattr(self.engine.heads[self.exit], "finer", 1)  # logits along a cell of the features
         _check_stride(p[..., ::finer, ::finer], self.parts.size, self.tiles)
         return p
@@ -96,17 +91,20 @@ class _Walk:
 
     def go_on(self, kept: Tensor) -> None:  # (m,) bool
         """Leave the other tiles behind."""
-        parts = self.parts.select(kept)
+        parts, activations = self.parts.select(kept), self.batches[0]
+        if len(self.batches) > 1:
+            activations = tuple(torch.cat(each) for each in zip(*self.batches, strict=True))
         if self.exit == 0:
-            self.activations, self.parts = _open_windows(self.activations, parts, self.tiles.window(self.size), self.tiles)
+            activations, self.parts = _open_windows(activations, parts, self.tiles.window(self.size), self.tiles)
         else:
-            self.activations = gather(self.activations, parts.rows)
+            activations = gather(activations, parts.rows)
             self.parts = replace(parts, rows=torch.arange(len(parts.rows), device=kept.device))
+        self.batches = list(zip(*(each.split(WINDOWS) for each in activations), strict=True))
         self.exit += 1
 
     def skip(self) -> None:
         """Run a stage without its head; all tiles go on."""
-        self.activations = self.engine.run_stage(self.exit, self.activations)
+        self.batches = [self.engine.run_stage(self.exit, batch) for batch in self.batches]
         self.go_on(torch.ones_like(self.parts.rows, dtype=torch.bool))
 
 
@@ -155,7 +153,7 @@ def observe_tiles(engine: Engine, activations: Activations, tiles: Tiles) -> tup
             if k:
                 walk.paste(p, every, torch.arange(len(every), device=every.device), answer)
             cells[-1].append(walk.parts.cut(p, walk.sides).clamp_min(TINY).log())
-            classes[-1].append(find_answers(answer, "segmentation"))
+            classes[-1].append(find_answers(answer, "segmentation").short())
             if k + 1 < len(engine.heads):
                 walk.go_on(every)
     return [torch.cat(each) for each in zip(*cells, strict=True)], [torch.cat(each) for each in zip(*classes, strict=True)]

@@ -77,12 +77,11 @@ class Augmentation:
         pixels = self._shift_scale(images, back=True) if self.sees_pixels else images
         covers = [None] * len(pixels) if masks is None else [tv_tensors.Mask(mask) for mask in masks]
         pairs = [self._draw(tv_tensors.Image(image), cover, fill) for image, cover in zip(pixels, covers, strict=True)]
-        for image, mask in pairs:
-            shapes = (images.shape[1:], image.shape), (images.shape[2:], images.shape[2:] if mask is None else mask.shape)
-            for kept, got in shapes:
-                if got != kept:
+        for pair in pairs:
+            for kept, view in zip((images.shape[1:], images.shape[2:]), pair, strict=True):
+                if view is not None and view.shape != kept:
                     raise InputError(
-                        f"augment: expected images and masks of {tuple(kept)} again, got {tuple(got)}. Fix: choose "
+                        f"augment: expected images and masks of {tuple(kept)} again, got {tuple(view.shape)}. Fix: choose "
                         "transforms that keep channels and size, or end with v2.Resize."
                     )
         views = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
