@@ -138,7 +138,8 @@ def put_plain(edge: Path, file: Path) -> None:
             model.graph.node.append(onnx.helper.make_node("Identity", [source], [name]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", 10]))
     onnx.save(model, edge / part["file"])
-    golden = dict(np.load(edge / GOLDEN))
+    with np.load(edge / GOLDEN) as file:
+        golden = dict(file)
     np.savez(edge / GOLDEN, **{name: golden["logits_0"] if name == "attention_0" else golden[name] for name in golden})
     for name in (part["file"], GOLDEN):
         manifest["sha256"][name] = hashlib.sha256((edge / name).read_bytes()).hexdigest()

@@ -88,8 +88,8 @@ def prepare(name: str, threads: int = 1) -> Prepared:
         shutil.rmtree(folder, ignore_errors=True)
         torch.set_num_threads(threads)
         write_bundles(name, folder)
-    kept = np.load(folder / "samples.npz")
-    return Prepared(folder / EXITS, folder / PLAIN, folder / "plain.onnx", kept["samples"], kept["leaves"])
+    with np.load(folder / "samples.npz") as kept:
+        return Prepared(folder / EXITS, folder / PLAIN, folder / "plain.onnx", kept["samples"], kept["leaves"])
 
 
 def write_bundles(name: str, folder: Path) -> None:

@@ -23,6 +23,12 @@ import exitlens as xl
 from exitlens.model.engine import onnx_files as files
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a .npz file, which is closed then."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 def write_once(folder: Path) -> Callable[..., list[files.Written]]:
     """Return ``write_segments`` with a memory in ``folder``, which all workers of a run share."""
 

@@ -10,6 +10,7 @@ import torch
 import exitlens as xl
 from exitlens.serving.models import open_bundle
 from tests.cli.conftest import Caller
+from tests.exported import read_arrays
 from tests.texts import config_values
 
 pytestmark = pytest.mark.slow
@@ -112,7 +113,7 @@ def test_answers_are_numbers_and_arrays(call, priced, series, encoder, sentences
     out = ("--out", tmp_path / "new" / "vectors.npz")
     shown = call.ok("predict", "--bundle", encoder, "--data", sentences, *out)
     assert max(map(len, shown.splitlines())) < 200
-    held = np.load(tmp_path / "new" / "vectors.npz")
+    held = read_arrays(tmp_path / "new" / "vectors.npz")
     assert held["labels"].shape == (160, 16)
     assert np.allclose(np.linalg.norm(held["labels"], axis=1), 1, atol=1e-5)
     assert held["files"][1] == f"{sentences}:2"

@@ -19,7 +19,7 @@ from exitlens.edge import export
 from exitlens.model.engine.onnx_files import cut_segments, open_file
 from exitlens_runtime.sessions import open_openvino
 from tests.conftest import TinyNet, make_net
-from tests.exported import check_answers
+from tests.exported import check_answers, read_arrays
 
 pytest.importorskip("onnxruntime")
 
@@ -92,7 +92,7 @@ def test_a_gate_has_no_single_file(net, tmp_path):
 
 def test_golden_samples_are_the_librarys_answers(edge):
     net, policy, path = edge
-    golden = np.load(path / "golden.npz")
+    golden = read_arrays(path / "golden.npz")
     parting, images = replace(policy, thresholds=tuple(golden["parting"].tolist())), torch.from_numpy(golden["images"])
     for used, prefix in ((policy, ""), (parting, "parted_")):
         pred = xl.predict(net, images, used)

@@ -30,7 +30,7 @@ from exitlens.serving.settings import Adapting, Watching
 from exitlens.types.settings import PIXEL_SCORES
 from tests.conftest import make_unet
 from tests.edge.test_export import answer
-from tests.exported import ask_page, check_answers, draw_pictures, read_pictures, serve_page
+from tests.exported import ask_page, check_answers, draw_pictures, read_arrays, read_pictures, serve_page
 from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
@@ -95,8 +95,7 @@ def test_the_runtime_answers_as_the_library(edge):
 @pytest.mark.slow
 def test_golden_labels_may_differ_only_where_another_class_is_nearly_as_probable(edge, tmp_path):
     broken = shutil.copytree(edge, tmp_path / "e")
-    with np.load(broken / "golden.npz") as file:
-        golden = dict(file)
+    golden = read_arrays(broken / "golden.npz")
     assert golden["labels"].dtype == np.int16
     assert golden["logits_2"].shape[2:] == (4, 4)
     golden["labels"] = (golden["labels"] + 1) % 4

@@ -11,7 +11,7 @@ import torch
 
 import exitlens as xl
 import exitlens_runtime as er
-from tests.exported import check_answers
+from tests.exported import check_answers, read_arrays
 from tests.runtime.conftest import NET
 
 
@@ -76,7 +76,7 @@ def test_files_outside_of_the_bundle_are_not_opened(copied):
     ],
 )
 def test_other_answers_than_the_librarys_are_noticed(copied, name, by, message):
-    golden = dict(np.load(copied / "golden.npz"))
+    golden = read_arrays(copied / "golden.npz")
     values = golden.pop(name)
     np.savez(copied / "golden.npz", **golden | ({} if by is None else {name: values + by}))
     sign(copied, "golden.npz")

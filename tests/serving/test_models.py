@@ -15,6 +15,7 @@ import exitlens as xl
 from exitlens.delivery.bundle import load_policies
 from exitlens.serving.models import open_bundle, read_version, wrap_network
 from tests.conftest import make_net
+from tests.exported import read_arrays
 from tests.serving.conftest import save_small
 from tests.serving.test_cascade import make_ticket, run
 from tests.texts import make_text_net, make_texts
@@ -186,7 +187,7 @@ def test_damaged_edge_bundles(copied, thresholds, change, error, words):
 @pytest.mark.slow
 def test_files_that_answer_differently_here_are_refused(copied):
     path, change_manifest = copied
-    golden = dict(np.load(path / "golden.npz"))
+    golden = read_arrays(path / "golden.npz")
     np.savez(path / "golden.npz", **(golden | {"logits_1": golden["logits_1"] + 1}))
     with pytest.raises(xl.errors.BundleError, match="altered"):
         open_bundle("e", path)
