@@ -47,7 +47,6 @@ WIDE, GARMENT, CHUNK = 384, (22, 34), 50  # pixels: of wide scenes and of garmen
 WIDE_VALIDATION, WIDE_CALIBRATION, WIDE_TEST = 100, 600, 300
 PICTURES, PICTURE_SIDE = Path("runs/segmentation/pictures"), 96  # of as many drawings each
 BATCH, SEEDS = 64, 3
-NECKS = 0.12  # of the backbone's work for all necks; usual ones left early exits further behind the final one
 LIMIT, DELTA = 0.01, 0.1  # mean loss of an image's mean IoU, certified
 DRAWS, DRAWN = 1000, 300
 BATCHES, ROUNDS, SECONDS = (1, 16), 7, 60.0
@@ -87,6 +86,25 @@ class UNet(nn.Module):
         return self.last(x)  # type: ignore[no-any-return]
 
 
+class ResNetDecoder(nn.Module):
+    """Our residual network with the decoder of DeepLabv3+ (arXiv 1802.02611, fig. 2), without its pyramid of dilated convolutions."""
+
+    def __init__(self, classes: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        stem, *deeper = widths
+        body, low, high = SmallResNet(classes, 3, stem, deeper), deeper[0], deeper[-1]
+        self.stem, self.layer1 = body.stem, body.layer1
+        self.deep = nn.Sequential(body.layer2, body.layer3, body.layer4)
+        self.grow = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.mix = _block(low + high, low)
+        self.last = nn.Sequential(nn.Conv2d(low, classes, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B,C,H,W)``."""
+        low = self.layer1(self.stem(x))
+        return self.last(self.mix(torch.cat([low, self.grow(self.deep(low))], 1)))  # type: ignore[no-any-return]
+
+
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
@@ -105,6 +123,7 @@ class Backbone:
     narrow: tuple[int, ...] = (50, 71)  # per cent of the channels
     cut: tuple[int, ...] = (0, 1)  # exits whose decoder may be the last
     settings: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 15, "batch_size": BATCH})  # of ``fit``
+    necks: float = 0.12  # of the backbone's work for all necks; usual ones left early exits further behind the final one
     frozen: int = 0  # epochs of the exits on the trained plain network, which stays as it is; 0: exits are trained with it
 
     def build(
@@ -113,7 +132,7 @@ class Backbone:
         """Return a network, on the weights of a plain one if it is given."""
         widths = [8 * round(width * percent / 800) for width in self.widths]
         heads, every = (len(places) + (self.final == "head") for places in (at, self.at))
-        settings: Any = {"task": "segmentation", "final": self.final, "neck_share": NECKS * max(heads, 1) / every}
+        settings: Any = {"task": "segmentation", "final": self.final, "neck_share": self.necks * max(heads, 1) / every}
         module = self.make(classes, widths)
         if plain is not None:  # its network without exits has the module's own weights
             xl.attach(module, [], classes, example, **settings).load_state_dict(plain.state_dict())
@@ -141,7 +160,8 @@ BACKBONES = {
         settings={"epochs": 30, "batch_size": BATCH},  # 51 % mean IoU after 10, 55 % after 30
     ),
     "unet": Backbone(UNet, (24, 48, 96, 128), ("down.1", "down.2", "up.0"), "keep"),
-    "slim": Backbone(UNet, (16, 32, 64, 96), ("down.0",), "keep", narrow=(50,), cut=(0,), frozen=6),
+    "slim": Backbone(UNet, (16, 32, 64, 96), ("stem",), "keep", (50,), (0,), necks=0.05, frozen=6),
+    "resnet": Backbone(ResNetDecoder, (24, 48, 64, 96, 96), ("layer1",), "keep", (50,), (0,), necks=0.05, frozen=6),
     "lite0": Backbone(
         lambda classes, _: build_pretrained(classes),
         (),
@@ -246,10 +266,10 @@ class Task:
 
 TASKS = {
     "scenes": Task(load_scenes),
-    "wide": Task(load_wide, (None, Tiles(32, 16)), 32),
+    "wide": Task(load_wide, (None, Tiles(32, 16), Tiles(32, 8)), 32),
     "pictures": Task(load_pictures),
 }
-GROUPS = [("wide", "slim"), ("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0")]  # task and backbone
+GROUPS = [("wide", "slim"), ("wide", "resnet"), ("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0")]  # task and backbone
 
 
 def list_kinds(backbone: Backbone) -> list[str]:
