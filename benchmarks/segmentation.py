@@ -269,7 +269,13 @@ TASKS = {
     "wide": Task(load_wide, (None, Tiles(32, 16), Tiles(32, 8)), 32),
     "pictures": Task(load_pictures),
 }
-GROUPS = [("wide", "slim"), ("wide", "resnet"), ("scenes", "small"), ("scenes", "unet"), ("pictures", "lite0")]  # task and backbone
+GROUPS = [
+    ("wide", "slim"),
+    ("wide", "resnet"),
+    ("scenes", "small"),
+    ("scenes", "unet"),
+    ("pictures", "lite0"),
+]  # task and backbone
 
 
 def list_kinds(backbone: Backbone) -> list[str]:
