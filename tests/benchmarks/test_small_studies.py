@@ -429,13 +429,14 @@ def test_static_rivals_of_segmentation_are_the_network_cut_or_narrower():
 
 
 @pytest.mark.slow
-def test_exits_on_a_frozen_network_have_its_weights_and_its_final_exit():
+@pytest.mark.parametrize("name", ["slim", "resnet"])
+def test_exits_on_a_frozen_network_have_its_weights_and_its_final_exit(name):
     example = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    plain = segmentation.build("slim", "full", 4, example[:1], seed=0).eval()
-    net = segmentation.build("slim", "exits", 4, example[:1], seed=1, plain=plain).eval()
+    plain = segmentation.build(name, "full", 4, example[:1], seed=0).eval()
+    net = segmentation.build(name, "exits", 4, example[:1], seed=1, plain=plain).eval()
     assert net.num_exits == 2
     assert torch.equal(net(example)[-1].logits, plain(example)[0].logits)
-    assert list(segmentation.BACKBONES["slim"].held_to) == ["full"]
+    assert list(segmentation.BACKBONES[name].held_to) == ["full"]
 
 
 def test_parts_of_wide_scenes_show_garments(monkeypatch):
